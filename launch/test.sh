@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Installs T5X-lite if need be and runs its tests on the CPU.
+#
+#   bash launch/test.sh                           everything but the tests marked `slow`
+#   bash launch/test.sh tests/test_cli.py -k gin  further arguments are pytest's; -m '' takes the slow ones in, too
+#   PYTHON=python3.12 bash launch/test.sh         another interpreter, in an environment of its own
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/install.sh
+
+# -P keeps the checkout off sys.path: t5x_lite.tasks must not be importable under a second name, `tasks`.
+"$venv/bin/python" -P - <<'PYTHON'
+import platform
+from importlib.metadata import version
+
+pins = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "orbax-checkpoint", "seqio", "tensorflow"))
+print(f"Python {platform.python_version()}: {pins}", flush=True)
+PYTHON
+exec "$venv/bin/python" -P -m pytest -m "not slow" --durations=10 "$@"

@@ -1,0 +1,1 @@
+"""T5X-lite: text-to-text transformers on current JAX."""

@@ -1,0 +1,295 @@
+"""`t5x-lite JOB --gin_file=... --gin.NAME=VALUE ...`: flags in, one job called, one line for a mistake.
+
+Exit codes: 0 done, 1 the program failed (with its trace), 2 the user can mend it (one line on stderr), 130 interrupted.
+
+JAX and the jobs are imported only after the flags have been understood, so that `--help` and a misspelt flag are
+answered at once.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Mapping, Sequence
+
+import gin
+
+from t5x_lite import configuration
+from t5x_lite.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A gin configurable that the command line calls, and what `--help` says about it.
+
+    `flags` are short forms: the flag's name, what is bound to its text, a line of help.
+    """
+
+    module: str
+    function: str
+    help: str
+    example: str
+    flags: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+
+_MODEL_DIR = {"model_dir": ("MODEL_DIR", "short for --gin.MODEL_DIR")}
+
+JOBS = {
+    "train": Job(
+        "t5x_lite.jobs.train", "train", "pretrain or finetune a model; started again, it goes on where it stopped",
+        "t5x-lite train --gin_file=models/t5_1_1/small.gin --gin_file=runs/pretrain.gin \\\n"
+        "    --gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption --gin.BATCH_SIZE=32 --model_dir=/tmp/t5x_lite/run",
+        _MODEL_DIR,
+    ),
+    "eval": Job(
+        "t5x_lite.jobs.evaluate", "evaluate", "compute the metrics of one checkpoint, the latest, or all",
+        "t5x-lite eval --gin_file=runs/eval.gin --gin.MIXTURE_OR_TASK_NAME=pydocs_summarize \\\n"
+        "    --model_dir=/tmp/t5x_lite/run",
+        _MODEL_DIR,
+    ),
+    "infer": Job(
+        "t5x_lite.jobs.infer", "infer", "write the model's answers to a file of inputs",
+        "t5x-lite infer --checkpoint=/tmp/t5x_lite/run --input=questions.jsonl --output=answers.jsonl",
+        {
+            "checkpoint": ("infer.checkpoint", "a MODEL_DIR, or one checkpoint in it"),
+            "input": ("infer.input", "the file to read"),
+            "output": ("infer.output", "the file to write"),
+            **_MODEL_DIR,
+        },
+    ),
+}
+
+# Modules whose import registers the names that gin files may use, whichever job runs. None imports TensorFlow.
+MODULES = ("t5x_lite.models", "t5x_lite.losses", "t5x_lite.optimizers", "t5x_lite.partitioning", "t5x_lite.trainer",
+           "t5x_lite.data")
+
+
+@dataclasses.dataclass
+class Options:
+    """The command line, understood."""
+
+    job: str = ""
+    gin_files: list[str] = dataclasses.field(default_factory=list)
+    bindings: list[configuration.Binding] = dataclasses.field(default_factory=list)
+    search_paths: list[str] = dataclasses.field(default_factory=list)
+    dry_run: bool = False
+    verbose: bool = False
+    help: bool = False
+    version: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `t5x-lite` with `argv` (default: the process's) and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in argv  # read apart: it must hold for mistakes in the flags too
+    try:
+        options = parse_flags(argv)
+        if options.version:
+            print(f"t5x-lite {importlib.metadata.version('t5x-lite')}")
+        elif options.help:
+            print(job_help(options.job) if options.job else general_help())
+        elif not options.job:
+            print(general_help(), file=sys.stderr)
+            return 2
+        else:
+            run_job(options)
+        return 0
+    except UserError as e:
+        if verbose:
+            traceback.print_exc()
+        # Only the first line: gin appends the configurables that an exception passed through.
+        print(f"t5x-lite: error: {(str(e).splitlines() or [''])[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("t5x-lite: interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def run_job(options: Options) -> None:
+    """Import the job, set gin up, call the job."""
+    job = JOBS[options.job]
+    # A user's modules are named in gin files (`import my_tasks`) and usually lie in the current folder. Last, so that
+    # a folder there never hides an installed package.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+    # 1. Names: every configurable that gin files may mention.
+    function = getattr(importlib.import_module(job.module), job.function)
+    for module in MODULES:
+        importlib.import_module(module)
+
+    # 2. Configuration: any mistake ends here.
+    parsed = configuration.parse(options.gin_files, options.bindings, options.search_paths, root=job.function)
+    if parsed.files:
+        print("gin files:")
+    for file in parsed.files:
+        print(f"  {file.name}" + (f"  ({file.path})" if file.name != file.path else ""))
+    sys.stdout.flush()
+    for note in parsed.notes:
+        print(f"t5x-lite: note: {note}", file=sys.stderr)
+    arguments = {}
+    if options.dry_run:
+        if "dry_run" not in inspect.signature(function).parameters:
+            raise UserError(f"--dry_run: {options.job} has no dry run")
+        arguments["dry_run"] = True
+
+    # 3. Processes: several hosts find each other here, after the configuration and before the first question to JAX
+    #    about its devices.
+
+    # 4. The job.
+    compilation_cache()
+    function(**arguments)
+
+
+@gin.configurable(module="t5x_lite")
+def compilation_cache(folder: str | None = "~/.cache/t5x-lite/xla") -> None:
+    """Keep compiled programs on disk, so that the second start of a run does not compile again.
+
+    `--gin.compilation_cache.folder=None` or the environment's `T5X_LITE_COMPILATION_CACHE=off` switches it off. JAX's
+    own `JAX_COMPILATION_CACHE_DIR`, if set, is left as it is.
+
+    Args:
+      folder: where; None for no cache.
+    """
+    if folder is None or os.environ.get("T5X_LITE_COMPILATION_CACHE", "").lower() in ("off", "0", "false", "no"):
+        return
+    import jax  # late: the flags are answered without it
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Flags
+# ----------------------------------------------------------------------------------------------------------------------
+
+_SWITCHES = ("dry_run", "verbose", "help", "version")
+
+
+def parse_flags(argv: Sequence[str]) -> Options:
+    """Understand the command line.
+
+    A flag's value follows `=` or is the next argument.
+
+    Raises:
+      UserError: an unknown job or flag (with the nearest one), or a flag without its value.
+    """
+    options = Options()
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "-h" or (argument == "help" and not options.job):
+            argument = "--help"
+        if not argument.startswith("--"):
+            if not options.job:
+                options.job = _job_name(argument)
+                continue
+            raise UserError(f"'{argument}' is not a flag; every choice is --flag=value, see t5x-lite {options.job} "
+                            "--help")
+        name, equals, value = argument[2:].partition("=")
+        if name in _SWITCHES:
+            if equals:
+                raise UserError(f"--{name} takes no value")
+            setattr(options, name, True)
+            continue
+        known = name in ("gin_file", "gin_search_paths") or name.startswith("gin.") or name in _short_forms(options)
+        if not known:
+            raise UserError(_unknown_flag(name, options.job))
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{name} has no value: write --{name}=VALUE")
+            value = rest.pop(0)
+        if name == "gin_file":
+            options.gin_files.append(os.path.expanduser(value))
+        elif name == "gin_search_paths":
+            options.search_paths += [os.path.expanduser(path) for path in value.split(",") if path]
+        elif name.startswith("gin."):
+            options.bindings.append(configuration.Binding(name.removeprefix("gin."), value, f"--{name}"))
+        else:
+            target, _ = JOBS[options.job].flags[name]
+            if not value:
+                raise UserError(f"--{name} has no value: write --{name}=VALUE")
+            # Always text, so it is quoted: --model_dir=2024 is a folder and not a number.
+            options.bindings.append(configuration.Binding(target, repr(os.path.expanduser(value)), f"--{name}"))
+    return options
+
+
+def _short_forms(options: Options) -> Mapping[str, tuple[str, str]]:
+    return JOBS[options.job].flags if options.job else {}
+
+
+def _job_name(name: str) -> str:
+    if name not in JOBS:
+        near = difflib.get_close_matches(name, JOBS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"jobs are {', '.join(JOBS)}"
+        raise UserError(f"no job '{name}'; {hint}")
+    return name
+
+
+def _unknown_flag(name: str, job: str) -> str:
+    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *(JOBS[job].flags if job else ())]
+    near = difflib.get_close_matches(name.replace("-", "_"), flags, n=1, cutoff=0.6)
+    if near:
+        hint = f"did you mean --{near[0]}?"
+    elif name.upper() in configuration.MACROS:
+        hint = f"did you mean --gin.{name.upper()}?"
+    elif not job and any(name in j.flags for j in JOBS.values()):
+        hint = "name the job first: t5x-lite JOB --flag=value"
+    else:
+        hint = f"values are set by --gin.NAME=VALUE, see t5x-lite {job + ' ' if job else ''}--help"
+    return f"unknown flag --{name}; {hint}"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Help
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def general_help() -> str:
+    """Return the text of `t5x-lite --help`."""
+    jobs = "\n".join(f"  {name:<8}{job.help}" for name, job in JOBS.items())
+    return textwrap.dedent("""\
+        usage: t5x-lite JOB [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--dry_run] [--verbose]
+
+        jobs (t5x-lite JOB --help says more):
+        {jobs}
+
+        for example:
+          {example}
+        """).format(jobs=jobs, example=JOBS["train"].example.replace("\n", "\n  ")).rstrip()
+
+
+def job_help(name: str) -> str:
+    """Return the text of `t5x-lite NAME --help`."""
+    job = JOBS[name]
+    flags = [
+        ("--gin_file=FILE", "a gin file, yours or a shipped one such as models/t5_1_1/small.gin; repeat it; the order "
+                            "does not matter, your own files override shipped ones"),
+        ("--gin.NAME=VALUE", "set a macro (--gin.BATCH_SIZE=32) or a parameter (--gin.T5Config.remat=full); beats files"),
+        ("--gin_search_paths=A,B", "more folders in which gin files are looked up"),
+        *((f"--{flag}=TEXT", text) for flag, (_, text) in job.flags.items()),
+        ("--dry_run", "check everything, say what would be done, do nothing"),
+        ("--verbose", "show the trace of an error in the configuration too"),
+    ]
+    lines = [f"t5x-lite {name}: {job.help}", "", "for example:", *("  " + line for line in job.example.splitlines()), "",
+             "flags:"]
+    lines += [line for flag, text in flags for line in _entry(flag, text)]
+    lines += ["", "macros that the shipped gin files use (set those that your files mention):"]
+    for macro, (meaning, example) in configuration.MACROS.items():
+        lines += _entry(macro, f"{meaning}; e.g. {example}")
+    lines += ["", "shipped gin files:", *textwrap.wrap(" ".join(configuration.shipped_names()), 116,
+              initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)]
+    return "\n".join(lines)
+
+
+def _entry(head: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{head:<25}{text}", 116, initial_indent="  ", subsequent_indent=" " * 27,
+                         break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,700 @@
+"""Gin as this project uses it: files are found, bindings are applied, and every mistake is one line.
+
+What differs from bare gin-config, and why:
+
+* **The order of files does not matter.** gin lets the last statement win, so a run file included late would undo a
+  user's choice. Here bindings have a rank: shipped models, objectives, meshes, runs, examples < a recorded
+  configuration < the user's files < the command line; only within one rank does the last one win. A file that is
+  included twice is read once, and all imports run before any name is looked up.
+* **Every binding knows where it comes from** (gin 0.5.0 does not keep that), so that an error names file and line, and
+  a binding that nothing reads can be told from a shipped default that this job has no use for.
+* **Nothing stops at the first problem** where a list would serve better: all missing values are named at once.
+
+TensorFlow and JAX are not imported here. The names with a leading underscore that are taken from `gin.config` are all
+in the section "The door to gin's inside"; they are those of gin-config 0.5.0.
+
+    parse(["models/t5_1_1/small.gin", "my_run.gin"], ["BATCH_SIZE=8"], root="train")   # UserError, or gin is set up
+    train()                     # constructs every configurable, and before it compiles calls
+    check_all_read()            # UserError for bindings that had no effect
+    operative_config()          # the text for MODEL_DIR/config.gin
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import io
+import os
+import pathlib
+import re
+import shlex
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import gin
+from gin import config as gin_config
+from gin import config_parser
+
+from t5x_lite.errors import UserError
+
+PREFIX = "t5x_lite/gin/"  # how shipped files name each other
+RECORDED_HEADER = "# Recorded by t5x-lite"
+
+# The macros of the shipped files: what each means, and a value to show in help and in errors.
+MACROS: dict[str, tuple[str, str]] = {
+    "MIXTURE_OR_TASK_NAME": ("the seqio task or mixture to train on", "pydocs_summarize"),
+    "TASK_FEATURE_LENGTHS": ("longest input and target, in tokens", '{"inputs": 512, "targets": 114}'),
+    "TRAIN_STEPS": ("the step at which training ends, counted from 0 of this run", "1000"),
+    "MODEL_DIR": ("folder for checkpoints, metrics and config.gin (a local path, gs://, s3://)", "/tmp/t5x_lite/run"),
+    "BATCH_SIZE": ("rows of the global batch, over all devices", "128"),
+    "DROPOUT_RATE": ("dropout: 0.0 for pretraining T5 1.1, 0.1 for T5 1.0 and for finetuning", "0.1"),
+    "INITIAL_CHECKPOINT_PATH": ("the checkpoint that finetuning starts from", "/tmp/t5x_lite/pretrained"),
+    "RANDOM_SEED": ("one integer from which every random choice follows", "0"),
+    "MESH": ("devices along each axis; -1 takes the rest", '{"data": -1, "fsdp": 1, "tensor": 1}'),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Records
+# ----------------------------------------------------------------------------------------------------------------------
+
+FLAG, USER, RECORDED = 8, 7, 6  # ranks: higher beats lower
+_SHIPPED_RANKS = {"models": 0, "objectives": 1, "mesh": 2, "runs": 3}
+_OTHER_SHIPPED = 4  # examples, study: they are complete runs and may override what they include
+
+
+@dataclasses.dataclass(frozen=True)
+class GinFile:
+    """One file that was read. `name` is what to show: `t5x_lite/gin/...` for shipped files, else the path."""
+
+    name: str
+    path: str
+    rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """A binding of the command line: `name` (`MACRO` or `scope/configurable.parameter`), its text, the flag to blame."""
+
+    name: str
+    text: str
+    flag: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What `parse` did: the files in the order they were read, and notes worth a warning line each."""
+
+    files: tuple[GinFile, ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later:
+    """Stands for `@name`, `@name()` or `%name` in a parsed value until all imports have run."""
+
+    name: str
+    evaluate: bool
+    is_macro: bool
+
+
+@dataclasses.dataclass(eq=False)
+class _Statement:
+    """One binding as written: where (`my.gin:3` or `--gin.X`), by whom (rank), and the imports of its file."""
+
+    scope: str
+    selector: str
+    argument: str  # empty: `selector` is a macro
+    value: Any
+    rank: int
+    where: str
+    context: gin_config.ParseContext
+    key: tuple[str, str, str] | None = None  # (scope, complete selector, argument), once the name is known
+
+    @property
+    def written(self) -> str:
+        name = f"{self.selector}.{self.argument}" if self.argument else self.selector
+        return f"{self.scope}/{name}" if self.scope else name
+
+
+_statements: list[_Statement] = []  # everything parsed, in the order applied
+_files: list[GinFile] = []
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The public four
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def clear() -> None:
+    """Forget all files and bindings (the registry of configurables stays)."""
+    gin.clear_config()
+    _statements.clear()
+    _files.clear()
+
+
+def parse(
+    files: Sequence[str] = (),
+    bindings: Sequence[str | Binding] = (),
+    search_paths: Sequence[str] = (),
+    root: str | None = None,
+) -> Configuration:
+    """Read gin files, then bindings, into gin; earlier configuration is dropped.
+
+    Args:
+      files: names as a user writes them, see `find_file`.
+      bindings: `NAME=VALUE`, as after `--gin.`, or `Binding`.
+      search_paths: folders in which `files` and their includes are looked up too.
+      root: the configurable that will be called with no arguments. When given, parameters that it, or anything it
+        is bound to call, needs and nobody set are reported together with missing macros.
+
+    Returns:
+      the files read and notes for the user.
+
+    Raises:
+      UserError: a file not found or found twice, bad syntax, an unknown name, a missing value, or a macro that
+        nothing refers to.
+    """
+    clear()
+    try:
+        return _parse(files, bindings, search_paths, root)
+    except BaseException:
+        clear()  # half a configuration must not leak into the next call
+        raise
+
+
+def check_all_read() -> None:
+    """Raise UserError if a binding from the command line or a user's file had no effect so far.
+
+    Call it when every configurable has been constructed and before anything compiles. Bindings from shipped files may
+    stay unread, and so may the parameters of a recorded configuration (it may belong to another job).
+    """
+    unread = []
+    live = _live_statements()
+    with _operative() as operative:
+        read = _read_keys(live, operative)
+        used = {selector for _, selector in operative}
+        replaced = _references(s.value for s in _statements if live.get(s.key) is not s)
+    for key, statement in live.items():
+        is_macro = key[1] == _MACRO
+        if key in read or statement.rank < RECORDED or (statement.rank == RECORDED and not is_macro):
+            continue
+        if is_macro and statement.rank < FLAG and key[0] in replaced:
+            continue  # what read it was replaced by a stronger binding: no mistake
+        unread.append((statement, is_macro))
+    if not unread:
+        return
+    names = [_display(key) for key in read]
+    parts = []
+    for statement, is_macro in unread:
+        near = _nearest(statement.written, names)
+        if is_macro or statement.key[1] in used:
+            why = ""
+        else:
+            why = f", since this job never used {_short(statement.key[1])}"
+        parts.append(f"{_at(statement)} was read by nothing{why}{_did_you_mean(near)}")
+    raise UserError("; ".join(parts) + " (correct the name, or remove the binding)")
+
+
+def operative_config(job: str = "JOB") -> str:
+    """Return what the run so far has used, defaults included, as the text of a gin file that can be run again.
+
+    Args:
+      job: the command to name in the header.
+    """
+    header = [f"{RECORDED_HEADER}: every value that this run used. Run it again: t5x-lite {job} --gin_file=THIS_FILE"]
+    header += [f"# from {file.name}" for file in _files]
+    return "\n".join(header) + "\n\n" + gin.operative_config_str(max_line_length=118).rstrip() + "\n"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def shipped_folder() -> pathlib.Path:
+    """Return the folder with the shipped gin files: inside the installed package, or beside it in a checkout."""
+    # find_spec and not import: an import would bind the attribute `t5x_lite.gin`, a namespace package whose name
+    # could be taken for the gin library's.
+    spec = importlib.util.find_spec("t5x_lite.gin")
+    folders = [pathlib.Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    folders.append(pathlib.Path(__file__).resolve().parent.parent / "gin")
+    for folder in folders:
+        if (folder / "models").is_dir():
+            return folder
+    raise UserError(f"the gin files of t5x-lite are missing (looked in {folders[0]}): install the package again")
+
+
+def shipped_names() -> list[str]:
+    """Return the shipped files as a user names them, e.g. `models/t5_1_1/small.gin`, sorted."""
+    folder = shipped_folder()
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.gin"))
+
+
+def find_file(name: str, search_paths: Sequence[str] = (), beside: str | None = None, asked: str = "") -> GinFile:
+    """Find a gin file.
+
+    `t5x_lite/gin/...` is always the shipped file. Absolute paths, URLs and names that begin with `./` or `../` are
+    taken as they are. Any other name is looked up in the current folder, beside the file that includes it, in
+    `search_paths` and among the shipped files; two finds with different content are an error, never a silent choice.
+
+    Args:
+      name: as written.
+      search_paths: more folders.
+      beside: path of the including file, if any.
+      asked: who wants it, for the error (`my.gin:3` or the flag).
+
+    Raises:
+      UserError: found nowhere, or ambiguous.
+    """
+    asked = asked or f"--gin_file={name}"
+    shipped = shipped_folder()
+    if name.startswith(PREFIX):
+        candidates = [shipped / name.removeprefix(PREFIX)]
+    elif os.path.isabs(name) or "://" in name or name.startswith(("./", "../")):
+        candidates = [_path(name)]
+    else:
+        folders = [_path(""), *([_path(beside).parent] if beside else []), *map(_path, search_paths), shipped]
+        candidates = [folder / name for folder in folders]
+    found = {}
+    for path in candidates:
+        if path.is_file():
+            found.setdefault(str(path) if "://" in str(path) else os.path.realpath(path), path)
+    if not found:
+        near = _nearest(name.removeprefix(PREFIX), shipped_names())
+        if any(path.is_dir() for path in candidates):
+            raise UserError(f"{asked}: '{name}' is a folder; name a file in it")
+        raise UserError(f"{asked}: no gin file '{name}'{_did_you_mean(near)}; run from its folder, or give its folder "
+                        "in --gin_search_paths")
+    (first, path), *others = found.items()
+    for other, other_path in others:
+        if other_path.read_bytes() != path.read_bytes():
+            raise UserError(f"{asked}: '{name}' is ambiguous, {first} and {other} differ; write ./{name} for a file of "
+                            f"yours, {PREFIX}{name} for the shipped one")
+    return _describe(first, shipped)
+
+
+def _describe(path: str, shipped: pathlib.Path) -> GinFile:
+    relative = os.path.relpath(path, os.path.realpath(shipped)) if "://" not in path else ".."
+    if not relative.startswith(".."):
+        relative = pathlib.PurePath(relative).as_posix()
+        return GinFile(PREFIX + relative, path, _SHIPPED_RANKS.get(relative.split("/")[0], _OTHER_SHIPPED))
+    with _path(path).open("rb") as f:
+        recorded = f.readline().startswith(RECORDED_HEADER.encode())
+    return GinFile(path, path, RECORDED if recorded else USER)
+
+
+def _path(name: str):
+    if "://" in name:
+        from etils import epath  # takes a while to import, and most runs have no remote gin file
+
+        return epath.Path(name)
+    return pathlib.Path(name)
+
+
+def _open_shipped(name: str):
+    return (shipped_folder() / name.removeprefix(PREFIX)).open(encoding="utf-8")
+
+
+def _is_shipped(name: str) -> bool:
+    return name.startswith(PREFIX) and (shipped_folder() / name.removeprefix(PREFIX)).is_file()
+
+
+# For code that calls gin.parse_config_file itself, in a notebook say: canonical names work there as well.
+gin_config.register_file_reader(_open_shipped, _is_shipped)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _parse(files, bindings, search_paths, root) -> Configuration:
+    for folder in search_paths:
+        if not _path(folder).is_dir():
+            raise UserError(f"--gin_search_paths: no folder '{folder}'")
+    for name in files:
+        _read_file(find_file(name, search_paths), search_paths)
+    _statements.extend(_read_flag(b if isinstance(b, Binding) else _split_flag(b)) for b in bindings)
+    # Python's sort is stable: within a rank the order of reading stays.
+    _statements.sort(key=lambda statement: statement.rank)
+    notes = [note for statement in list(_statements) if (note := _apply(statement))]
+    missing = _missing(root)
+    unreferenced = _unreferenced_macros()
+    # A misspelt macro is both: the wrong name that nothing reads and the right one that is missing. Say the cause.
+    if unreferenced:
+        raise UserError(unreferenced)
+    if missing:
+        raise UserError(missing)
+    gin.finalize()  # runs hooks that users' modules may have registered
+    # Left unlocked: a task module imported later may still register configurables of its own.
+    gin_config._set_config_is_locked(False)
+    return Configuration(tuple(_files), tuple(notes))
+
+
+class _Delegate(config_parser.ParserDelegate):
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return _Later(scoped_configurable_name, evaluate, False)
+
+    def macro(self, macro_name):
+        return _Later(macro_name, True, True)
+
+
+def _read_file(file: GinFile, search_paths: Sequence[str]) -> None:
+    """Append the statements of `file` and of all it includes to `_statements`; run its imports."""
+    if any(file.path == other.path for other in _files):
+        return
+    _files.append(file)
+    try:
+        text = _path(file.path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{file.name} cannot be read: {e}") from e
+    context = gin_config.ParseContext()
+    for statement in _syntax(text, file.name):
+        where = f"{file.name}:{statement.location.line_num}"
+        match statement:
+            case config_parser.IncludeStatement():
+                _read_file(find_file(statement.filename, search_paths, file.path, where), search_paths)
+            case config_parser.ImportStatement():
+                _import(statement, where, context)
+            case config_parser.BindingStatement(scope, selector, argument, value, _):
+                _statements.append(_Statement(scope, selector, argument, value, file.rank, where, context))
+
+
+def _syntax(text: str, name: str) -> Iterator[Any]:
+    try:
+        yield from config_parser.ConfigParser(io.StringIO(text), _Delegate())
+    except SyntaxError as e:
+        line = text.splitlines()[(e.lineno or 1) - 1:][:1]
+        raise UserError(f"{name}:{e.lineno}: {_first_line(e.msg)} in `{''.join(line).strip()}` (a binding is NAME = "
+                        "VALUE; text needs quotes in a file)") from e
+    except tokenize.TokenError as e:
+        message, (line_number, _) = e.args
+        raise UserError(f"{name}:{line_number}: {message}: a bracket or a quote is not closed") from e
+
+
+def _import(statement, where: str, context: gin_config.ParseContext) -> None:
+    try:
+        context.process_import(statement)
+    except ImportError as e:
+        raise UserError(f"{where}: `{statement.format()}` failed: {_first_line(e)} (is it installed, or its folder on "
+                        "PYTHONPATH?)") from e
+    except SyntaxError as e:
+        if statement.module.startswith("__gin__"):
+            raise UserError(f"{where}: {_first_line(e.msg)}") from e
+        raise  # the user's module has a syntax error of its own: its trace says more than a line could
+    gin_config._IMPORTS.update(context.imports)
+
+
+def _split_flag(text: str) -> Binding:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--gin.{text} has no value: write --gin.{name}=VALUE")
+    return Binding(name, value, f"--gin.{name}")
+
+
+_NAME = re.compile(r"([A-Za-z_]\w*/)*([A-Za-z_]\w*\.)*[A-Za-z_]\w*")
+
+
+def _read_flag(binding: Binding) -> _Statement:
+    if not _NAME.fullmatch(binding.name):
+        raise UserError(f"{binding.flag}: '{binding.name}' is no name; write --gin.MACRO=VALUE or "
+                        "--gin.scope/configurable.parameter=VALUE, with letters, digits and underscores")
+    scope, selector, argument = config_parser.parse_binding_key(binding.name)
+    if not argument and scope:
+        scope, selector = "", f"{scope}/{selector}"
+    value = parse_flag_value(binding.text, binding.flag)
+    return _Statement(scope, selector, argument, value, FLAG, binding.flag, gin_config.ParseContext())
+
+
+def parse_flag_value(text: str, flag: str) -> Any:
+    """Return the value of `--gin.NAME=text`.
+
+    What is wholly a gin value is that value (`1e-3`, `True`, `None`, `(1, 2)`, `{"inputs": 512}`, `@x()`, `%X`,
+    `"text"`); anything else that cannot be meant as one is text, a leading `~/` being the home folder. References are
+    returned unresolved.
+
+    Raises:
+      UserError: a value that may be a slip rather than text: `true`, `1,2`, an open bracket, nothing at all.
+    """
+    stripped = text.strip()
+    whole, value = _gin_value(stripped)
+    if whole:
+        return value
+    quoted = f"'\"{stripped}\"'"
+    if not stripped:
+        raise UserError(f"{flag}= has no value; for empty text write {flag}='\"\"'")
+    if stripped.lower() in ("true", "false", "none", "null"):
+        meant = "None" if stripped.lower() in ("none", "null") else stripped.capitalize()
+        raise UserError(f"{flag}={stripped}: write {meant} (or {quoted} for the text)")
+    if "," in stripped and all(_gin_value(part.strip())[0] for part in stripped.rstrip(",").split(",")):
+        raise UserError(f"{flag}={stripped}: for several values write {flag}='({stripped})'")
+    if not re.match(r"[\w./~:+*-]", stripped) or any(c in stripped for c in "\"'\n\\"):
+        raise UserError(f"{flag}={_shorten(stripped)}: not a value; check brackets and quotes, put the whole flag in "
+                        "single quotes for the shell, and write text as '\"text\"'")
+    return os.path.expanduser(stripped) if stripped.startswith("~") else stripped
+
+
+def _gin_value(text: str) -> tuple[bool, Any]:
+    """Whether the whole of `text` is one gin value, and that value."""
+    try:
+        parser = config_parser.ConfigParser(text, _Delegate())
+        value = parser.parse_value()
+        end = (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
+        return parser.current_token.type in end, value
+    except (SyntaxError, tokenize.TokenError, ValueError, StopIteration):
+        return False, None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Applying
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _apply(statement: _Statement) -> str | None:
+    """Bind one statement in gin. Returns a note when a recorded binding is skipped as unknown to this job."""
+    with _context(statement.context):
+        try:
+            statement.value = _resolve(statement.value, statement)
+            if statement.argument:
+                key = (statement.scope, statement.selector, statement.argument)
+                _known_parameter(statement)
+            else:
+                name = f"{statement.scope}/{statement.selector}" if statement.scope else statement.selector
+                key = (name, _MACRO, "value")
+        except _Unknown as e:
+            if statement.rank == RECORDED:
+                # Recorded by a job with other configurables, or by another version; what matters is asked for below.
+                _statements.remove(statement)
+                return f"skipped {statement.written} ({statement.where}): {_first_line(e)}"
+            raise UserError(str(e)) from e
+        gin_config.bind_parameter(key, statement.value)
+        statement.key = gin_config.ParsedBindingKey.parse(key).scope_selector_arg
+    return None
+
+
+class _Unknown(Exception):
+    """A name that the registry does not have; the message is complete."""
+
+
+def _resolve(value: Any, statement: _Statement) -> Any:
+    """Replace `_Later` anywhere in `value` by gin's references."""
+    match value:
+        case dict():
+            return {_resolve(k, statement): _resolve(v, statement) for k, v in value.items()}
+        case list() | tuple():
+            return type(value)(_resolve(v, statement) for v in value)
+        case _Later(name, evaluate, is_macro):
+            delegate = gin_config.ParserDelegate()
+            if is_macro:
+                return _ask(lambda: delegate.macro(name), name, statement)
+            return _ask(lambda: delegate.configurable_reference(name, evaluate), name.split("/")[-1], statement)
+    return value
+
+
+def _known_parameter(statement: _Statement) -> None:
+    lookup = gin_config._parse_context().get_configurable
+    found = _ask(lambda: lookup(statement.selector), statement.selector, statement)
+    if found is None:
+        raise _Unknown(_unknown_configurable(statement.selector, statement))
+    try:
+        gin_config.ParsedBindingKey.parse((statement.scope, statement.selector, statement.argument))
+    except ValueError as e:
+        names = _parameters(found)
+        if statement.argument in names:  # a parameter closed to gin, or a method named without its class
+            raise _Unknown(f"{_at(statement)}: {_first_line(e)}") from e
+        raise _Unknown(f"{_at(statement)}: {statement.selector} has no parameter '{statement.argument}'"
+                       f"{_did_you_mean(_nearest(statement.argument, names)) or f'; it has {_list(names)}'}") from e
+
+
+def _ask(lookup, selector: str, statement: _Statement):
+    """Call gin's `lookup`, and turn what it raises for unknown and ambiguous names into our line."""
+    try:
+        return lookup()
+    except KeyError as e:
+        raise _Unknown(f"{_at(statement)}: {_first_line(e.args[0])}") from e
+    except (NameError, AttributeError, ValueError) as e:
+        raise _Unknown(_unknown_configurable(selector, statement)) from e
+
+
+def _unknown_configurable(selector: str, statement: _Statement) -> str:
+    names = [_short(s) for s, _ in gin_config._REGISTRY.items() if not s.startswith("gin.")]
+    return (f"{_at(statement)}: no configurable '{selector}'{_did_you_mean(_nearest(selector, names))}; one of a module "
+            "of yours needs `import that.module` in a gin file")
+
+
+def _parameters(configurable) -> list[str]:
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [p.name for p in inspect.signature(configurable.wrapped).parameters.values() if p.kind not in kinds]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Checks before the run
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _missing(root: str | None) -> str:
+    """The line about all values that are needed and not set, or ''."""
+    macros: dict[str, str] = {}  # name -> where it is needed
+    parameters: dict[str, list[str]] = {}  # configurable -> parameters
+    for key, statement in _live_statements().items():
+        for reference in gin_config.iterate_references({"": statement.value}):
+            if reference.configurable.selector == _MACRO and reference.config_key not in gin_config._CONFIG:
+                macros.setdefault("/".join(reference.scopes), statement.where)
+            if reference.configurable.selector == _CONSTANT and "/".join(reference.scopes) == "gin.REQUIRED":
+                if key[1] == _MACRO:
+                    macros.setdefault(key[0], statement.where)
+                else:
+                    parameters.setdefault(_display(key).rpartition(".")[0], []).append(key[2])
+    if root is not None:
+        for name, needed in _unset_parameters(root):
+            entry = parameters.setdefault(name, [])
+            entry.extend(p for p in needed if p not in entry)
+    parts = [f"{name} (needed at {where})" for name, where in macros.items()]
+    parts += [f"{_list(names)} of {name}" for name, names in parameters.items()]
+    if not parts:
+        return ""
+    examples = [f"--gin.{name}={shlex.quote(MACROS[name][1]) if name in MACROS else 'VALUE'}" for name in macros]
+    for name, names in parameters.items():
+        if name.rpartition("/")[2] == "T5Config":
+            examples.append("--gin_file=models/t5_1_1/small.gin")
+        else:
+            examples.extend(f"--gin.{name}.{parameter}=VALUE" for parameter in names)
+    return f"not set: {'; '.join(parts)}. Add for example {' '.join(examples)}"
+
+
+def _unset_parameters(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Parameters without a value of `root` and of all that gin will call with no arguments on the way to it."""
+    seen = set()
+    todo = [((), gin_config._REGISTRY.get_match(root), True)]
+    while todo:
+        scopes, configurable, called_bare = todo.pop()
+        if configurable is None or (scopes, configurable.selector, called_bare) in seen:
+            continue
+        seen.add((scopes, configurable.selector, called_bare))
+        bound = gin_config._get_bindings(configurable.selector, list(scopes)) if scopes else dict(
+            gin_config._CONFIG.get(("", configurable.selector), {}))
+        if called_bare and configurable.selector not in (_MACRO, _CONSTANT):
+            empty = (inspect.Parameter.empty, gin.REQUIRED)
+            parameters = inspect.signature(configurable.wrapped).parameters
+            unset = [n for n in _parameters(configurable) if parameters[n].default in empty and n not in bound]
+            if unset:
+                yield "/".join([*scopes, _short(configurable.selector)]), unset
+        for reference in gin_config.iterate_references(bound):
+            # What is handed over uncalled (`@f`) gets its arguments from the code that calls it.
+            todo.append((tuple(reference.scopes), reference.configurable, reference.evaluate))
+
+
+def _unreferenced_macros() -> str:
+    """The line about macros of the user to which nothing refers, or ''. They could not have an effect in any job."""
+    live = _live_statements()
+    everywhere = _references(s.value for s in _statements)
+    now = _references(s.value for s in live.values())
+    lost = [s for key, s in live.items() if key[1] == _MACRO and s.rank >= RECORDED
+            and key[0] not in (now if s.rank == FLAG else everywhere)]
+    if not lost:
+        return ""
+    known = now | {key[0] for key, s in live.items() if key[1] == _MACRO and s.rank < RECORDED}
+    parts = [f"{_at(s)}: no binding refers to the macro {s.key[0]}"
+             f"{_did_you_mean(_nearest(s.key[0], known)) or f'; macros here: {_list(sorted(known)) or None}'}"
+             for s in lost]
+    return "; ".join(parts)
+
+
+def _live_statements() -> dict[tuple[str, str, str], _Statement]:
+    """The statement in force for each (scope, selector, argument)."""
+    return {statement.key: statement for statement in _statements}
+
+
+def _references(values: Iterable[Any]) -> set[str]:
+    """Names of the macros to which `values` refer."""
+    return {"/".join(r.scopes) for r in gin_config.iterate_references(list(values))
+            if r.configurable.selector == _MACRO}
+
+
+def _read_keys(live, operative) -> set[tuple[str, str, str]]:
+    """The keys of `live` whose value was handed to a call."""
+    read = set()
+    for (called_in, selector), arguments in operative.items():
+        scopes = called_in.split("/") if called_in else []
+        outwards = ["/".join(scopes[:n]) for n in range(len(scopes), -1, -1)]
+        if selector in (_MACRO, _CONSTANT):
+            outwards = [called_in]  # a macro's scope is its name
+        for argument in arguments:
+            # gin takes the innermost scope that binds the argument; the outer ones are hidden by it.
+            read.update([key for scope in outwards if (key := (scope, selector, argument)) in live][:1])
+    return read
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The door to gin's inside
+# ----------------------------------------------------------------------------------------------------------------------
+
+_MACRO, _CONSTANT = "gin.macro", "gin.constant"
+
+
+@contextlib.contextmanager
+def _context(context: gin_config.ParseContext):
+    """Look names up as the file does that `context` belongs to (it matters for gin's dynamic registration)."""
+    gin_config._PARSE_CONTEXTS.append(context)
+    try:
+        yield
+    finally:
+        gin_config._PARSE_CONTEXTS.pop()
+
+
+@contextlib.contextmanager
+def _operative():
+    """{(scope, selector): {argument: value}} of the calls so far."""
+    with gin_config._OPERATIVE_CONFIG_LOCK:
+        yield gin_config._OPERATIVE_CONFIG
+
+
+def _short(selector: str) -> str:
+    return gin_config._REGISTRY.minimal_selector(selector)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Words
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _display(key: tuple[str, str, str]) -> str:
+    scope, selector, argument = key
+    if selector == _MACRO:
+        return scope
+    return f"{scope}/{_short(selector)}.{argument}" if scope else f"{_short(selector)}.{argument}"
+
+
+def _at(statement: _Statement) -> str:
+    return statement.where if statement.rank == FLAG else f"{statement.written} ({statement.where})"
+
+
+def _nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
+    """Up to `n` of `names` like `name`, best first; case and underscores count for nothing."""
+    def plain(text):
+        return text.lower().replace("_", "")
+
+    by_plain: dict[str, str] = {}
+    for candidate in names:
+        by_plain.setdefault(plain(candidate), candidate)
+    return [by_plain[p] for p in difflib.get_close_matches(plain(name), by_plain, n=n, cutoff=0.6)]
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
+
+
+def _first_line(problem: Any) -> str:
+    return (str(problem).splitlines() or [""])[0].strip()
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."

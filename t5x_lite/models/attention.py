@@ -1,0 +1,157 @@
+"""Multi-head attention with T5's relative position bias, and the masks that say who may look at whom."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from t5x_lite.models.config import T5Config
+from t5x_lite.models.layers import Dense, at_least_float32, dropout, parameter
+from t5x_lite.partitioning import constrain
+
+# Finite, so that a row whose every key is masked (padding) gives numbers that nobody reads, not NaN.
+MASKED = -1e9
+
+
+class Attention(nnx.Module):
+    """Dot-product attention without the 1/sqrt(k) scale, which T5 folds into the initial query kernel.
+
+    Kernels are stored with heads and head width joined, [d, h*k] and [h*k, d]: the form that T5X's and Mesh
+    TensorFlow's Adafactor factors.
+    """
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
+        self.dropout_rate = config.dropout_rate
+        d, joined = config.emb_dim, config.num_heads * config.head_dim
+        inward, outward = ("embed", "joined_kv"), ("joined_kv", "embed")
+        normal = nnx.initializers.normal
+        self.query = Dense((d, joined), inward, normal((d * config.head_dim) ** -0.5), config, rngs=rngs)
+        self.key = Dense((d, joined), inward, normal(d**-0.5), config, rngs=rngs)
+        self.value = Dense((d, joined), inward, normal(d**-0.5), config, rngs=rngs)
+        self.out = Dense((joined, d), outward, normal(joined**-0.5), config, rngs=rngs)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        """[b, n, h*k] -> [b, h, n, k]."""
+        b, n, _ = x.shape
+        x = constrain(x.reshape(b, n, self.num_heads, self.head_dim), "batch", "length", "heads", "kv")
+        return x.transpose(0, 2, 1, 3)
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        return self._heads(self.query(x))
+
+    def keys_and_values(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """memory [b, m, d] -> keys and values, each [b, h, m, k]."""
+        return self._heads(self.key(memory)), self._heads(self.value(memory))
+
+    def attend(self, queries, keys, values, mask, bias, dropout_keys=None) -> jax.Array:
+        """queries [b, h, q, k], keys and values [b, h, m, k] -> [b, q, d].
+
+        Args:
+          mask: bool, broadcastable to [b, h, q, m]; False where a query may not look.
+          bias: [h, q, m] or None, added before the softmax.
+        """
+        scores = jnp.einsum("bhqk,bhmk->bhqm", queries, keys, preferred_element_type=at_least_float32(queries.dtype))
+        if bias is not None:
+            scores = scores + bias.astype(scores.dtype)
+        scores = jnp.where(mask, scores, jnp.asarray(MASKED, scores.dtype))
+        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        weights = dropout(weights, self.dropout_rate, dropout_keys)
+        mixed = jnp.einsum("bhqm,bhmk->bqhk", weights, values)
+        mixed = constrain(mixed, "batch", "length", "heads", "kv")
+        b, q = mixed.shape[:2]
+        return self.out(mixed.reshape(b, q, self.num_heads * self.head_dim))
+
+    def __call__(self, x: jax.Array, memory: jax.Array, mask, bias, dropout_keys) -> jax.Array:
+        keys, values = self.keys_and_values(memory)
+        return self.attend(self.queries(x), keys, values, mask, bias, dropout_keys)
+
+
+class RelativePositionBias(nnx.Module):
+    """One table [h, buckets] for a stack, added to the scores of each of its self-attentions."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
+        self.bidirectional = bidirectional
+        self.buckets = config.relpos_buckets
+        self.max_distance = config.relpos_max_distance
+        self.rel_embedding = parameter(
+            rngs,
+            nnx.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+            (config.num_heads, config.relpos_buckets),
+            ("heads", "relpos_buckets"),
+            config.param_dtype,
+        )
+
+    def by_offset(self, q: int, m: int) -> jax.Array:
+        """Bias [h, q + m - 1] for key position minus query position from -(q - 1) to m - 1."""
+        offsets = np.arange(-(q - 1), m)
+        bucket = relative_position_bucket(offsets, self.bidirectional, self.buckets, self.max_distance)
+        # A product with a one-hot rather than a gather: its gradient is a small product too, not a scatter.
+        one_hot = jax.nn.one_hot(bucket, self.buckets, dtype=self.rel_embedding.dtype, axis=0)
+        return self.rel_embedding[...] @ one_hot
+
+    def __call__(self, q: int, m: int) -> jax.Array:
+        """Bias [h, q, m]."""
+        return _toeplitz(self.by_offset(q, m), q, m)
+
+    def step(self, index: jax.Array, m: int) -> jax.Array:
+        """Bias [h, 1, m] of the one query at `index` (int32 scalar) against m cached positions."""
+        return jax.lax.dynamic_slice_in_dim(self.by_offset(m, m), m - 1 - index, m, axis=1)[:, None, :]
+
+
+def _toeplitz(by_offset: jax.Array, q: int, m: int) -> jax.Array:
+    """out[h, i, j] = by_offset[h, j - i + q - 1], by repeating and reshaping so that no gather is needed.
+
+    With rows of n + 1 laid end to end and cut again into rows of n, each row starts one place further left.
+    """
+    h, n = by_offset.shape
+    padded = jnp.pad(by_offset, ((0, 0), (0, 1)))
+    tiled = jnp.broadcast_to(padded[:, None, :], (h, q, n + 1)).reshape(h, q * (n + 1))
+    return tiled[:, : q * n].reshape(h, q, n)[:, :, q - 1 : q - 1 + m]
+
+
+def relative_position_bucket(
+    offsets: np.ndarray, bidirectional: bool, buckets: int = 32, max_distance: int = 128
+) -> np.ndarray:
+    """Bucket of each offset (key position minus query position), int32 in [0, buckets).
+
+    Near offsets have a bucket each, farther ones share buckets on a logarithmic scale up to `max_distance`
+    (Raffel et al. 2020, section 2.1). Bidirectional: half of the buckets for keys after the query. Causal: keys after
+    the query count as offset 0.
+    """
+    offsets = np.asarray(offsets)
+    first = np.zeros_like(offsets)
+    if bidirectional:
+        buckets //= 2
+        first = np.where(offsets > 0, buckets, 0)
+        distance = np.abs(offsets)
+    else:
+        distance = np.maximum(-offsets, 0)
+    exact = buckets // 2
+    # float32 as in the reference systems: where the logarithm falls on a whole number, rounding decides the bucket.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(max_distance / exact))
+    far = exact + (ratio * (buckets - exact)).astype(np.int32)
+    return (first + np.where(distance < exact, distance, np.minimum(far, buckets - 1))).astype(np.int32)
+
+
+def padding_mask(tokens: jax.Array) -> jax.Array:
+    """[b, m] tokens -> [b, 1, 1, m], False at padding (id 0)."""
+    return (tokens > 0)[:, None, None, :]
+
+
+def causal_mask(t: int) -> jax.Array:
+    return jnp.tril(jnp.ones((t, t), bool))[None, None]
+
+
+def segment_mask(query_segments: jax.Array | None, key_segments: jax.Array | None) -> jax.Array | None:
+    """[b, q], [b, m] -> [b, 1, q, m], True within a packed example; None when the batch is not packed."""
+    if query_segments is None or key_segments is None:
+        return None
+    return (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
+
+
+def both(mask: jax.Array, other: jax.Array | None) -> jax.Array:
+    return mask if other is None else mask & other

@@ -1,0 +1,93 @@
+"""The sizes and choices that make one T5 of another."""
+
+import dataclasses
+from typing import Any
+
+import gin
+
+from t5x_lite.errors import UserError
+
+ACTIVATIONS = ("relu", "gelu", "silu", "linear")
+REMAT_POLICIES = ("none", "minimal", "full")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Shape of an encoder-decoder (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.1).
+
+    T5 1.0: `mlp_activations=("relu",)`, `logits_via_embedding=True`. T5 1.1: `("gelu", "linear")`, `False`
+    (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+
+    Attributes:
+      vocab_size: rows of the embedding; at least the vocabulary's ids (T5 pads 32,100 to 32,128).
+      emb_dim: model width d.
+      num_heads, head_dim: h and k; their product need not be d.
+      mlp_dim: feed-forward width f.
+      num_encoder_layers, num_decoder_layers: depth of either stack.
+      mlp_activations: one name, or two for a gated feed-forward block (activation, "linear").
+      logits_via_embedding: the embedding is the output head too, its input scaled by d^-1/2.
+      dropout_rate: used at every site when training.
+      dtype: of activations and matrix products. Norms and softmax are computed in float32 at least.
+      param_dtype: of the parameters as stored and updated.
+      scan_layers: layers stacked on a leading axis and scanned, so that compile time does not grow with depth.
+      remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products) or "full".
+      relpos_buckets, relpos_max_distance: of the relative position bias.
+
+    Raises:
+      UserError: a size below one, or an unknown name.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    logits_via_embedding: bool = False
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+
+    def __post_init__(self):
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, "int") and (not isinstance(value, int) or value < 1):
+                raise UserError(f"T5Config.{field.name} must be a whole number of at least 1, not {value!r}")
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise UserError(f"T5Config.dropout_rate must be in [0, 1), not {self.dropout_rate!r}")
+        for name in self.mlp_activations:
+            _one_of("mlp_activations", name, ACTIVATIONS)
+        if len(self.mlp_activations) not in (1, 2):
+            raise UserError("T5Config.mlp_activations takes one name, or two for a gated block")
+        _one_of("remat", self.remat, REMAT_POLICIES)
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("param_dtype", self.param_dtype, DTYPES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it back."""
+        return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "T5Config":
+        # object.__new__ would skip the checks; gin's bindings must not leak into a checkpoint's configuration, so
+        # every field is passed explicitly.
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UserError(f"the checkpoint's model configuration has unknown fields: {', '.join(unknown)}")
+        defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+        return cls(**{**defaults, **values})
+
+
+def _one_of(field: str, value: str, names: tuple[str, ...]) -> None:
+    if value not in names:
+        raise UserError(f"T5Config.{field} must be one of {', '.join(names)}, not {value!r}")

@@ -1,0 +1,115 @@
+"""The parts of a T5 layer: norm, dense, embedding, feed-forward block, dropout.
+
+Every parameter is an `nnx.Param` that carries `axes`, the logical names of its dimensions. No biases anywhere
+(semantics after Raffel et al. 2020, section 2.1, and T5X's reference model for names and initial values).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from t5x_lite.models.config import T5Config
+from t5x_lite.partitioning import constrain
+
+ACTIVATION_FUNCTIONS = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, as T5 1.1 was trained with
+    "silu": jax.nn.silu,
+    "linear": lambda x: x,
+}
+
+
+def parameter(rngs: nnx.Rngs, initializer, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param:
+    return nnx.Param(initializer(rngs.params(), shape, jnp.dtype(dtype)), axes=axes)
+
+
+def at_least_float32(dtype) -> jnp.dtype:
+    """The dtype for sums and exponentials: float32, or float64 where the computation is in float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class RMSNorm(nnx.Module):
+    """x * rsqrt(mean(x^2) + 1e-6) * scale, in float32 at least (Zhang & Sennrich 2019)."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.dtype = config.dtype
+        self.scale = parameter(rngs, nnx.initializers.ones, (config.emb_dim,), ("embed",), config.param_dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(at_least_float32(x.dtype))
+        normalised = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + 1e-6)
+        return normalised.astype(self.dtype) * self.scale[...].astype(self.dtype)
+
+
+class Dense(nnx.Module):
+    """x @ kernel, kernel [input, output]."""
+
+    def __init__(self, shape: tuple[int, int], axes: tuple[str, str], initializer, config: T5Config, *, rngs: nnx.Rngs):
+        self.dtype = config.dtype
+        self.kernel = parameter(rngs, initializer, shape, axes, config.param_dtype)
+
+    def __call__(self, x: jax.Array, out_dtype=None) -> jax.Array:
+        kernel = self.kernel[...].astype(self.dtype)
+        return jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=out_dtype)
+
+
+class Embedding(nnx.Module):
+    """Token embedding [v, d], N(0, 1); not scaled by sqrt(d)."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.dtype = config.dtype
+        shape = (config.vocab_size, config.emb_dim)
+        self.embedding = parameter(
+            rngs, nnx.initializers.normal(1.0), shape, ("vocab", "embed"), config.param_dtype
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...].astype(self.dtype), tokens, axis=0)
+
+    def attend(self, x: jax.Array, out_dtype) -> jax.Array:
+        """Logits of the tied head: x [..., d] against every embedding -> [..., v]."""
+        return jnp.matmul(
+            x.astype(self.dtype), self.embedding[...].astype(self.dtype).T, preferred_element_type=out_dtype
+        )
+
+
+class MLP(nnx.Module):
+    """Feed-forward block; gated when two activations are named: wo(act(wi_0 x) * wi_1 x)."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.activations = config.mlp_activations
+        self.dropout_rate = config.dropout_rate
+        initializer = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        for name in self.input_names():
+            kernel = Dense((config.emb_dim, config.mlp_dim), ("embed", "mlp"), initializer, config, rngs=rngs)
+            setattr(self, name, kernel)
+        self.wo = Dense((config.mlp_dim, config.emb_dim), ("mlp", "embed"), initializer, config, rngs=rngs)
+
+    def input_names(self) -> list[str]:
+        return ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
+
+    def __call__(self, x: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        hidden = None
+        for name, activation in zip(self.input_names(), self.activations, strict=True):
+            part = ACTIVATION_FUNCTIONS[activation](getattr(self, name)(x))
+            hidden = part if hidden is None else hidden * part
+        hidden = constrain(hidden, "batch", "length", "mlp")
+        return self.wo(dropout(hidden, self.dropout_rate, dropout_keys))
+
+
+def fold(keys: jax.Array | None, site) -> jax.Array | None:
+    """Keys [b] for one site below the given ones: each row's key stays a function of that row alone."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, site)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Dropout of x [b, ..., length, width] with one key a row; the mask is shared along the length (as T5's).
+
+    Args:
+      keys: [b] PRNG keys, or None when not training.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    mask_shape = (*x.shape[1:-2], 1, x.shape[-1])
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, mask_shape))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -1,0 +1,212 @@
+"""Where arrays live: one named mesh, and a table that maps logical axis names to its axes.
+
+Changing the parallelism is changing the table. The models name their axes and know nothing else: `constrain` is a
+no-op until a partitioner is in force.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from t5x_lite.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# (logical axis, mesh axes). Parameters shard their width over `fsdp` and the wide side of every product over `tensor`;
+# activations shard the batch over both data axes and keep their own width whole.
+DEFAULT_RULES: tuple[tuple[str, Any], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("activation", None),
+    ("embed", "fsdp"),
+    ("vocab", "tensor"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("joined_kv", "tensor"),
+    ("kv", None),
+    ("layers", None),
+    ("relpos_buckets", None),
+)
+
+_active: contextvars.ContextVar["Partitioner | None"] = contextvars.ContextVar("partitioner", default=None)
+
+
+@gin.configurable("Mesh", module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The devices' arrangement, as gin binds it.
+
+    Attributes:
+      shape: size of each mesh axis, `{"data": -1, "fsdp": 1, "tensor": 1}`; one may be -1 and takes what is left.
+      rules: pairs (logical axis, mesh axis, tuple of them, or None).
+    """
+
+    shape: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
+    rules: tuple[tuple[str, Any], ...] = DEFAULT_RULES
+
+    def build(self, devices=None) -> "Partitioner":
+        """Raises UserError when the shape does not fit the devices or names an unknown axis."""
+        devices = jax.devices() if devices is None else list(devices)
+        shape = dict(self.shape)
+        unknown = sorted(set(shape) - set(MESH_AXES))
+        if unknown:
+            raise UserError(f"MESH names unknown axes {unknown}; the axes are {', '.join(MESH_AXES)}")
+        shape = {axis: int(shape.get(axis, 1)) for axis in MESH_AXES}
+        free = [axis for axis, size in shape.items() if size == -1]
+        fixed = math.prod(size for size in shape.values() if size != -1)
+        if len(free) > 1 or fixed < 1 or any(size < 1 and size != -1 for size in shape.values()):
+            raise UserError(f"MESH = {shape}: sizes are at least 1, and one of them may be -1")
+        if free and len(devices) % fixed == 0:
+            shape[free[0]] = len(devices) // fixed
+        if math.prod(shape.values()) != len(devices):
+            raise UserError(
+                f"MESH = {dict(self.shape)} does not fit the {len(devices)} {devices[0].platform} device(s) found; "
+                'let one axis take what is left: MESH = {"data": -1, "fsdp": 1, "tensor": 1}'
+            )
+        sizes = tuple(shape.values())
+        mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+        return Partitioner(mesh, tuple((name, axes) for name, axes in self.rules))
+
+
+class Partitioner:
+    """A mesh with its rules: shardings for parameters, optimizer state and batches."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, rules: tuple[tuple[str, Any], ...] = DEFAULT_RULES):
+        self.mesh = mesh
+        self.rules = dict(rules)
+
+    def spec(self, logical_axes: tuple[str | None, ...]) -> PartitionSpec:
+        unknown = [name for name in logical_axes if name is not None and name not in self.rules]
+        if unknown:
+            raise UserError(f"Mesh.rules has no rule for the logical axes {unknown}; add (name, None) to replicate")
+        return PartitionSpec(*(None if name is None else self.rules[name] for name in logical_axes))
+
+    def sharding(self, *logical_axes: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(logical_axes))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of every array of a batch: rows over the data axes."""
+        return self.sharding("batch")
+
+    @property
+    def batch_shards(self) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in _as_tuple(self.rules["batch"]))
+
+    def tree(self, abstract: Any, logical_axes: Any) -> Any:
+        """NamedSharding for each leaf; both trees have the same structure, axes being tuples of names.
+
+        Raises:
+          UserError: a dimension that its mesh axes do not divide, named with its parameter.
+        """
+        axes_leaves = dict(_flatten(logical_axes))
+
+        def one(path, leaf):
+            name = path_name(path)
+            sharding = self.sharding(*axes_leaves[name])
+            for size, axis, mesh_axes in zip(leaf.shape, axes_leaves[name], sharding.spec, strict=True):
+                parts = math.prod(self.mesh.shape[a] for a in _as_tuple(mesh_axes))
+                if size % parts:
+                    raise UserError(
+                        f"parameter {name}: its axis {axis!r} of {size} is not divisible by mesh axis "
+                        f"{mesh_axes!r} of {parts}; change MESH or Mesh.rules"
+                    )
+            return sharding
+
+        return jax.tree_util.tree_map_with_path(one, abstract)
+
+    @contextlib.contextmanager
+    def activate(self) -> Iterator[None]:
+        """While in force, `constrain` inside traced code pins activations to this mesh."""
+        token = _active.set(self)
+        try:
+            with jax.set_mesh(self.mesh):
+                yield
+        finally:
+            _active.reset(token)
+
+    def describe(self) -> str:
+        kinds = sorted({d.device_kind for d in self.mesh.devices.flat})
+        shape = " × ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
+        return f"{self.mesh.devices.size} device(s) ({', '.join(kinds)}), mesh {shape}"
+
+
+def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+    """Pin an activation's sharding by the names of its axes; x itself where no partitioner is in force."""
+    partitioner = _active.get()
+    if partitioner is None or partitioner.mesh.devices.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partitioner.sharding(*logical_axes))
+
+
+def optimizer_state_axes(abstract_state: Any, abstract_params: Any, logical_axes: Any) -> Any:
+    """Logical axes of an optimizer's state, worked out from the parameters that it mirrors.
+
+    A leaf whose path ends in a parameter's path is that parameter's slot. It has the parameter's own axes (momenta),
+    or those left after a reduction over one dimension (Adafactor's factored moments: `v_row` is summed over the
+    largest dimension, `v_col` over the second largest, in optax), or none (placeholders, counters).
+
+    Returns:
+      A flat dictionary from path to a tuple of names.
+    """
+    params = {name: leaf.shape for name, leaf in _flatten(abstract_params)}
+    axes = dict(_flatten(logical_axes))
+    result = {}
+    for name, leaf in _flatten(abstract_state):
+        owner = _owner(name, params)
+        result[name] = _slot_axes(name, leaf.shape, params[owner], axes[owner]) if owner else (None,) * len(leaf.shape)
+    return result
+
+
+def _owner(name: str, params: Mapping[str, Any]) -> str | None:
+    parts = name.split("/")
+    for start in range(len(parts)):
+        candidate = "/".join(parts[start:])
+        if candidate in params:
+            return candidate
+    return None
+
+
+def _slot_axes(name: str, shape, param_shape, param_axes) -> tuple[str | None, ...]:
+    if shape == param_shape:
+        return param_axes
+    if len(shape) == len(param_shape) - 1:
+        # Stacked layers are factored one by one, so their leading axis takes no part in the order of sizes.
+        lead = 1 if param_axes[0] == "layers" else 0
+        order = np.argsort(param_shape[lead:], kind="stable") + lead
+        reduced = int(order[-1] if "v_row" in name.split("/") else order[-2])
+        if shape == tuple(np.delete(param_shape, reduced)):
+            return tuple(a for i, a in enumerate(param_axes) if i != reduced)
+    if shape and shape[0] == param_shape[0] and param_axes[0] == "layers":
+        return ("layers", *(None,) * (len(shape) - 1))
+    return (None,) * len(shape)
+
+
+def path_name(path) -> str:
+    """A jax key path as `a/b/c`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _is_axes(x) -> bool:
+    return isinstance(x, tuple) and type(x) is tuple and all(a is None or isinstance(a, str) for a in x)
+
+
+def _flatten(tree):
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_axes)[0]
+    return [(path_name(path), leaf) for path, leaf in leaves]
+
+
+def _as_tuple(axes) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)

@@ -1,0 +1,272 @@
+"""Lines of text in, JSON lines out: what `infer` reads and writes.
+
+Input is read one line a record, so the output has as many lines as the input, in its order: a line that cannot be
+understood is a record too, with its error. Output to a file is written in parts, each whole or absent, so that a job
+that was killed goes on where it stopped; a part is one object, because remote objects cannot be appended to.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from etils import epath
+
+from t5x_lite.errors import UserError
+
+STANDARD = "-"  # stdin or stdout
+FORMATS = {".txt": "txt", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One line of input.
+
+    Attributes:
+      input: the text; of a line that cannot be understood, the line itself.
+      target: the text to score, where one was asked for.
+      error: why the line cannot be understood, or None.
+    """
+
+    input: str
+    target: str | None = None
+    error: str | None = None
+
+
+class TextInput:
+    """The records of a file or of stdin (`-`); iterates from the start once.
+
+    Formats: `txt`, the line is the input. `tsv`, no quoting; the first column is the input and the second the target,
+    or the columns that a header line calls `input_field` and `target_field`. `jsonl`, one object a line, with fields
+    `input` and `target` unless others are named.
+
+    Args:
+      path: local or remote, or `-`.
+      format: one of FORMATS' values; by default told by the file's ending, and `txt` for stdin.
+      input_field, target_field: names of columns or fields.
+      with_target: whether records need a target.
+
+    Raises:
+      UserError: no such file, unknown format, a target asked of `txt`, a header without the named column.
+    """
+
+    def __init__(self, path: epath.PathLike, format: str | None = None, input_field: str | None = None,
+                 target_field: str | None = None, with_target: bool = False):
+        self.path = os.fspath(path)
+        self.format = format or ("txt" if self.path == STANDARD else FORMATS.get(epath.Path(self.path).suffix))
+        if self.format not in FORMATS.values():
+            raise UserError(f"Cannot tell the format of {self.path}: "
+                            'set infer.input_format to "txt", "tsv" or "jsonl".')
+        if with_target and self.format == "txt":
+            raise UserError(f"{self.path} has no targets to score: give a .tsv or .jsonl file.")
+        if self.format == "txt" and (input_field or target_field):
+            raise UserError(f"{self.path} is plain text and has no field to name: drop infer.input_field, or set "
+                            'infer.input_format to "tsv" or "jsonl".')
+        self._fields = (input_field, target_field)
+        self._with_target = with_target
+        self._read = 0  # bytes
+        self._size = None
+        if self.path != STANDARD:
+            try:
+                if epath.Path(self.path).is_dir():
+                    raise IsADirectoryError(self.path)
+                self._size = epath.Path(self.path).stat().length
+            except OSError as e:
+                raise UserError(f"Cannot read the input {self.path} ({type(e).__name__}): check infer.input.") from e
+
+    @property
+    def fraction(self) -> float | None:
+        """Part of the file that has been read, in bytes; None for stdin."""
+        return min(1.0, self._read / self._size) if self._size else None
+
+    def __iter__(self) -> Iterator[Record]:
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin.buffer if self.path == STANDARD else stack.enter_context(epath.Path(self.path).open("rb"))
+            lines = self._lines(file)
+            if self.format == "txt":
+                parse = Record
+            elif self.format == "tsv":
+                parse = self._tsv_parser(lines)
+            else:
+                parse = self._parse_json
+            for line in lines:
+                try:
+                    text = line.decode("utf-8")
+                except UnicodeDecodeError as e:
+                    yield Record(line.decode("utf-8", errors="replace"), error=f"not UTF-8 at byte {e.start + 1}")
+                    continue
+                try:
+                    yield parse(text)
+                except _Malformed as e:
+                    yield Record(text, error=str(e))
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        """Lines without their end (LF or CRLF). Split as bytes: str.splitlines also splits at U+2028 and the like."""
+        for number, line in enumerate(file):
+            self._read += len(line)
+            if number == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
+            yield line.removesuffix(b"\n").removesuffix(b"\r")
+
+    def _tsv_parser(self, lines: Iterator[bytes]):
+        columns = [0, 1]
+        if any(self._fields):
+            header = next(lines, b"").decode("utf-8", errors="replace").split("\t")
+            for i, name in enumerate(self._fields):
+                if name is not None:
+                    if name not in header:
+                        raise UserError(f"{self.path} has no column {name!r}: its first line names {header}.")
+                    columns[i] = header.index(name)
+        columns = columns[:2 if self._with_target else 1]
+
+        def parse(text: str) -> Record:
+            cells = text.split("\t")
+            if len(cells) <= max(columns):
+                raise _Malformed(f"{len(cells)} column(s), {max(columns) + 1} needed")
+            return Record(*(cells[c] for c in columns))
+
+        return parse
+
+    def _parse_json(self, text: str) -> Record:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise _Malformed(f"not JSON: {e}") from e
+        if not isinstance(value, dict):
+            raise _Malformed("not a JSON object")
+        names = [given or default for given, default in zip(self._fields, ("input", "target"), strict=True)]
+        found = []
+        for name in names[:2 if self._with_target else 1]:
+            if name not in value:
+                raise _Malformed(f"no field {name!r}")
+            if not isinstance(value[name], str):
+                raise _Malformed(f"field {name!r} is not a string")
+            found.append(value[name])
+        return Record(*found)
+
+
+class StandardOutput:
+    """JSON lines to stdout; nothing to resume."""
+
+    def done(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(_json_lines(records).encode("utf-8"))  # whatever the terminal's locale
+        sys.stdout.buffer.flush()
+
+    def finish(self) -> None:
+        pass
+
+
+class FileOutput:
+    """JSON lines to a file that appears when it is complete; until then parts lie in the folder `<path>.partial`.
+
+    Args:
+      path: local or remote.
+      settings: JSON-able, flat; what the records depend on. Parts made with other settings are refused.
+      overwrite: start anew, whatever is there.
+
+    Raises:
+      UserError: the output exists, or its parts were made with other settings.
+    """
+
+    def __init__(self, path: epath.PathLike, settings: dict[str, Any], overwrite: bool = False):
+        self.path = epath.Path(path)
+        self.folder = self.path.with_name(self.path.name + ".partial")
+        self._lines = 0  # in the parts
+        if overwrite:
+            self.path.unlink(missing_ok=True)
+            if self.folder.exists():
+                self.folder.rmtree()
+        if self.path.exists():
+            raise UserError(f"The output {self.path} exists: name another, or set infer.overwrite=True.")
+        settings = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists
+        file = self.folder / "settings.json"
+        if file.exists():
+            before = json.loads(file.read_text())
+            differ = [k for k in sorted({*before, *settings}) if before.get(k) != settings.get(k)]
+            if differ:
+                raise UserError(f"{self.folder} was made with another {', '.join(differ)} "
+                                f"({before.get(differ[0])!r}, now {settings.get(differ[0])!r}): {_ANEW}")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(file, json.dumps(settings))
+
+    def done(self) -> Iterator[dict[str, Any]]:
+        """The records that earlier runs wrote, in order. To be read to its end before anything is written."""
+        for part in self._parts():
+            if part.name != _part_name(self._lines):
+                raise UserError(f"{self.folder} lacks the part {_part_name(self._lines)}: {_ANEW}")
+            for line in part.read_bytes().decode("utf-8").split("\n")[:-1]:
+                self._lines += 1
+                try:
+                    yield json.loads(line)
+                except ValueError as e:
+                    raise UserError(f"{part} is damaged: {_ANEW}") from e
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """One more part."""
+        _write_whole(self.folder / _part_name(self._lines), _json_lines(records))
+        self._lines += len(records)
+
+    def finish(self) -> None:
+        """Puts the parts together."""
+        whole = self.path.with_name(self.path.name + ".tmp")
+        with whole.open("wb") as f:
+            for part in self._parts():
+                f.write(part.read_bytes())
+            _to_disk(f)
+        whole.replace(self.path)
+        self.folder.rmtree()
+
+    def _parts(self) -> list[epath.Path]:
+        return sorted(self.folder.glob("part-*.jsonl"))
+
+
+def open_output(path: epath.PathLike, settings: dict[str, Any], overwrite: bool = False) -> FileOutput | StandardOutput:
+    return StandardOutput() if os.fspath(path) == STANDARD else FileOutput(path, settings, overwrite)
+
+
+_ANEW = "start anew with infer.overwrite=True, or name another output."
+
+
+class _Malformed(Exception):
+    """A line that cannot be understood; says why."""
+
+
+def _part_name(first_line: int) -> str:
+    return f"part-{first_line:012d}.jsonl"
+
+
+def _json_lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(_json_line(record) + "\n" for record in records)
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can escape and UTF-8 cannot write
+        return json.dumps(record, allow_nan=False)
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+    """Writes under another name first: a reader finds all of the file or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as f:
+        f.write(text.encode("utf-8"))
+        _to_disk(f)
+    temporary.replace(path)
+
+
+def _to_disk(f: BinaryIO) -> None:
+    f.flush()
+    with contextlib.suppress(OSError, AttributeError, io.UnsupportedOperation):  # remote files have no descriptor
+        os.fsync(f.fileno())

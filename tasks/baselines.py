@@ -1,0 +1,34 @@
+"""What trivial answers score on the pydocs tasks: the floor that a trained model is compared with."""
+
+from collections.abc import Mapping
+
+from t5x_lite.tasks.pydocs import metrics
+from t5x_lite.tasks.pydocs import source
+from t5x_lite.tasks.pydocs import tasks
+
+
+def baselines(split: str = "validation", limit: int | None = None) -> dict[str, dict[str, dict[str, float]]]:
+    """{task: {baseline: {metric: percent}}} on the examples of `split` that the tasks evaluate on.
+
+    Args:
+      limit: use the first so many examples of each task only, as an evaluation with that limit does.
+    """
+    train = _records("train")
+    examples = _records(split)
+    summaries = [e for e in examples if _summarizable(e)][:limit]
+    return {
+        "pydocs_library": metrics.library_baselines(
+            [r["library"] for r in train], [e["library"] for e in examples][:limit]
+        ),
+        "pydocs_summarize": metrics.summary_baselines([r["summary"] for r in train if _summarizable(r)], summaries),
+    }
+
+
+def _records(split: str) -> list[dict[str, str]]:
+    columns = source.PydocsSource()._read(split)
+    return [dict(zip(columns, (v.decode() for v in row))) for row in zip(*columns.values())]
+
+
+def _summarizable(record: Mapping[str, str]) -> bool:
+    shortest, longest = tasks.SUMMARY_CHARACTERS
+    return shortest <= len(record["summary"]) <= longest and len(record["body"]) >= tasks.BODY_CHARACTERS

@@ -1,0 +1,94 @@
+"""The tasks on the pydocs corpus. Registered here; the corpus is read (and built) when one of them is used."""
+
+import functools
+
+import seqio
+import tensorflow as tf
+
+from t5x_lite.tasks import objectives
+from t5x_lite.tasks.pydocs import metrics
+from t5x_lite.tasks.pydocs import source
+from t5x_lite.tasks.pydocs import vocabulary
+
+# What a summary must be to be asked for: more than a title, less than a page, with something left to read.
+SUMMARY_CHARACTERS = (20, 200)
+BODY_CHARACTERS = 100
+
+
+def summarize(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`summarize: ` + the body -> the first sentence; documents without a fit one are left out."""
+    shortest, longest = SUMMARY_CHARACTERS
+
+    def fit(example):
+        n = tf.strings.length(example["summary"], "UTF8_CHAR")
+        return (n >= shortest) & (n <= longest) & (tf.strings.length(example["body"], "UTF8_CHAR") >= BODY_CHARACTERS)
+
+    def text_to_text(example):
+        return {
+            "inputs": tf.strings.join(["summarize: ", example["body"]]),
+            "targets": example["summary"],
+            "name": example["name"],
+        }
+
+    return dataset.filter(fit).map(text_to_text, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def library(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`library: ` + the whole text -> the library's name. Texts that name their library are kept as they are."""
+
+    def text_to_text(example):
+        return {
+            "inputs": tf.strings.join(["library: ", example["text"]]),
+            "targets": example["library"],
+            "name": example["name"],
+        }
+
+    return dataset.map(text_to_text, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+_vocabulary = vocabulary.PydocsVocabulary()
+_features = {
+    "inputs": seqio.Feature(vocabulary=_vocabulary, add_eos=True),
+    "targets": seqio.Feature(vocabulary=_vocabulary, add_eos=True),
+}
+_source = source.PydocsSource()
+
+
+def _strip(decoded: str, **unused) -> str:
+    return decoded.strip()
+
+
+seqio.TaskRegistry.add(
+    "pydocs_span_corruption",
+    source=_source,
+    preprocessors=[
+        functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
+        seqio.preprocessors.tokenize,
+        seqio.CacheDatasetPlaceholder(),
+        objectives.span_corruption,
+        seqio.preprocessors.append_eos_after_trim,
+    ],
+    output_features=_features,
+    metric_fns=[],
+)
+
+for _name, _text_to_text, _metric in (
+    ("pydocs_summarize", summarize, metrics.rouge),
+    ("pydocs_library", library, metrics.accuracy),
+):
+    seqio.TaskRegistry.add(
+        _name,
+        source=_source,
+        preprocessors=[
+            _text_to_text,
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features=_features,
+        postprocess_fn=_strip,
+        metric_fns=[_metric],
+    )
+
+# One to one: by size the two would be nearly so anyway, and equal rates stay what they are on any corpus.
+seqio.MixtureRegistry.add("pydocs_library_and_summarize", ["pydocs_library", "pydocs_summarize"], default_rate=1.0)

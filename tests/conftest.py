@@ -1,0 +1,71 @@
+"""What every test stands on: eight CPU devices, one name for each module, and registries as the test found them."""
+
+import os
+import pathlib
+import sys
+
+# All of this has to be said before JAX or TensorFlow is first imported; subprocesses inherit it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # TensorFlow would otherwise take the memory of a GPU that it finds
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["NO_GCE_CHECK"] = "true"  # TensorFlow's file system would ask the network whether this is a cloud machine
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# `python -m pytest` puts the root on sys.path, where tasks/ could be imported as `tasks` and register everything twice.
+sys.path[:] = [entry for entry in sys.path if pathlib.Path(entry or ".").resolve() != ROOT]
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_name_for_each_module():
+    """Fail the test that imports the checkout's folders under their bare names."""
+    yield
+    assert "tasks" not in sys.modules, "import t5x_lite.tasks: as `tasks` the same tasks are registered a second time"
+    gin = sys.modules.get("gin")
+    assert getattr(gin, "__file__", "gin-config") is not None, "`gin` is the checkout's folder, not the gin library"
+
+
+@pytest.fixture(autouse=True)
+def fresh_gin_configuration():
+    """Take back the bindings, constants and search paths that a test leaves in gin; its configurables stay."""
+    gin = sys.modules.get("gin")
+    constants = gin.config._CONSTANTS.copy() if gin else None
+    prefixes = list(gin.config._LOCATION_PREFIXES) if gin else None
+    yield
+    if "gin" not in sys.modules:
+        return
+    import gin
+
+    gin.clear_config()
+    if constants is not None:
+        gin.config._CONSTANTS = constants
+        gin.config._LOCATION_PREFIXES[:] = prefixes
+
+
+@pytest.fixture(autouse=True)
+def same_seqio_registries(request):
+    """Remove the tasks and mixtures that a test registers, together with the modules in tmp_path that did.
+
+    The shipped tasks stay: their modules are imported once in a process and could not register them again. So they are
+    imported before the registries are noted, and only where seqio (15 s) is loaded already. The first test that loads
+    it keeps what it registers; a test file that imports seqio at its top has no such exception.
+    """
+    if "seqio" not in sys.modules:
+        yield
+        return
+    import seqio
+
+    import t5x_lite.tasks  # noqa: F401
+
+    modules = set(sys.modules)
+    registries = [(r, dict(r._REGISTRY)) for r in (seqio.TaskRegistry, seqio.MixtureRegistry)]
+    yield
+    for registry, noted in registries:
+        registry._REGISTRY = noted
+    if "tmp_path" in request.fixturenames:
+        folder = str(request.getfixturevalue("tmp_path"))
+        for name in set(sys.modules) - modules:
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
+                del sys.modules[name]
