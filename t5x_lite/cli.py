@@ -59,7 +59,6 @@ JOBS = {
             "checkpoint": ("infer.checkpoint", "a MODEL_DIR, or one checkpoint in it"),
             "input": ("infer.input", "the file to read"),
             "output": ("infer.output", "the file to write"),
-            **_MODEL_DIR,
         },
     ),
 }
@@ -127,7 +126,9 @@ def run_job(options: Options) -> None:
         importlib.import_module(module)
 
     # 2. Configuration: any mistake ends here.
-    parsed = configuration.parse(options.gin_files, options.bindings, options.search_paths, root=job.function)
+    parsed = configuration.parse(
+        options.gin_files, options.bindings, options.search_paths, root=f"t5x_lite.{job.function}",
+        flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()})
     if parsed.files:
         print("gin files:")
     for file in parsed.files:
@@ -239,10 +240,12 @@ def _unknown_flag(name: str, job: str) -> str:
     near = difflib.get_close_matches(name.replace("-", "_"), flags, n=1, cutoff=0.6)
     if near:
         hint = f"did you mean --{near[0]}?"
-    elif name.upper() in configuration.MACROS:
-        hint = f"did you mean --gin.{name.upper()}?"
     elif not job and any(name in j.flags for j in JOBS.values()):
         hint = "name the job first: t5x-lite JOB --flag=value"
+    elif job and any(name in j.flags for j in JOBS.values()):
+        hint = f"{job} takes {', '.join('--' + flag for flag in JOBS[job].flags)}"
+    elif name.upper() in configuration.MACROS:
+        hint = f"did you mean --gin.{name.upper()}?"
     else:
         hint = f"values are set by --gin.NAME=VALUE, see t5x-lite {job + ' ' if job else ''}--help"
     return f"unknown flag --{name}; {hint}"

@@ -30,7 +30,7 @@ import pathlib
 import re
 import shlex
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -67,7 +67,7 @@ _OTHER_SHIPPED = 4  # examples, study: they are complete runs and may override w
 
 @dataclasses.dataclass(frozen=True)
 class GinFile:
-    """One file that was read. `name` is what to show: `t5x_lite/gin/...` for shipped files, else the path."""
+    """One file that was read. `name` is what to show: `t5x_lite/gin/...` for shipped files, else the path (from here)."""
 
     name: str
     path: str
@@ -111,7 +111,12 @@ class _Statement:
     rank: int
     where: str
     context: gin_config.ParseContext
+    file: str = ""  # path; empty for the command line
+    macros: frozenset[str] = frozenset()  # to which the value refers
     key: tuple[str, str, str] | None = None  # (scope, complete selector, argument), once the name is known
+
+    def __post_init__(self):
+        self.macros = frozenset(_macros(self.value))
 
     @property
     def written(self) -> str:
@@ -120,7 +125,9 @@ class _Statement:
 
 
 _statements: list[_Statement] = []  # everything parsed, in the order applied
+_skipped: list[_Statement] = []  # recorded bindings whose names this job does not know
 _files: list[GinFile] = []
+_includes: dict[str, set[str]] = {}  # path -> paths of all files included, directly or not
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -131,8 +138,8 @@ _files: list[GinFile] = []
 def clear() -> None:
     """Forget all files and bindings (the registry of configurables stays)."""
     gin.clear_config()
-    _statements.clear()
-    _files.clear()
+    for record in (_statements, _skipped, _files, _includes):
+        record.clear()
 
 
 def parse(
@@ -140,6 +147,7 @@ def parse(
     bindings: Sequence[str | Binding] = (),
     search_paths: Sequence[str] = (),
     root: str | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> Configuration:
     """Read gin files, then bindings, into gin; earlier configuration is dropped.
 
@@ -149,6 +157,7 @@ def parse(
       search_paths: folders in which `files` and their includes are looked up too.
       root: the configurable that will be called with no arguments. When given, parameters that it, or anything it
         is bound to call, needs and nobody set are reported together with missing macros.
+      flags: short forms of the command line to name in that report, e.g. `{"MODEL_DIR": "--model_dir"}`.
 
     Returns:
       the files read and notes for the user.
@@ -159,7 +168,7 @@ def parse(
     """
     clear()
     try:
-        return _parse(files, bindings, search_paths, root)
+        return _parse(files, bindings, search_paths, root, flags or {})
     except BaseException:
         clear()  # half a configuration must not leak into the next call
         raise
@@ -175,8 +184,8 @@ def check_all_read() -> None:
     live = _live_statements()
     with _operative() as operative:
         read = _read_keys(live, operative)
-        used = {selector for _, selector in operative}
-        replaced = _references(s.value for s in _statements if live.get(s.key) is not s)
+        calls = set(operative)
+    replaced = _referenced(s for s in _statements + _skipped if live.get(s.key) is not s)
     for key, statement in live.items():
         is_macro = key[1] == _MACRO
         if key in read or statement.rank < RECORDED or (statement.rank == RECORDED and not is_macro):
@@ -190,12 +199,9 @@ def check_all_read() -> None:
     parts = []
     for statement, is_macro in unread:
         near = _nearest(statement.written, names)
-        if is_macro or statement.key[1] in used:
-            why = ""
-        else:
-            why = f", since this job never used {_short(statement.key[1])}"
+        why = "" if is_macro else _why_unread(statement.key, calls)
         parts.append(f"{_at(statement)} was read by nothing{why}{_did_you_mean(near)}")
-    raise UserError("; ".join(parts) + " (correct the name, or remove the binding)")
+    raise UserError("; ".join(parts) + "; correct the name, or remove the binding")
 
 
 def operative_config(job: str = "JOB") -> str:
@@ -277,13 +283,15 @@ def find_file(name: str, search_paths: Sequence[str] = (), beside: str | None = 
 
 
 def _describe(path: str, shipped: pathlib.Path) -> GinFile:
+    """`path` is absolute, links resolved."""
     relative = os.path.relpath(path, os.path.realpath(shipped)) if "://" not in path else ".."
     if not relative.startswith(".."):
         relative = pathlib.PurePath(relative).as_posix()
         return GinFile(PREFIX + relative, path, _SHIPPED_RANKS.get(relative.split("/")[0], _OTHER_SHIPPED))
     with _path(path).open("rb") as f:
         recorded = f.readline().startswith(RECORDED_HEADER.encode())
-    return GinFile(path, path, RECORDED if recorded else USER)
+    here = os.path.realpath("") + os.sep
+    return GinFile(path.removeprefix(here), path, RECORDED if recorded else USER)
 
 
 def _path(name: str):
@@ -311,7 +319,7 @@ gin_config.register_file_reader(_open_shipped, _is_shipped)
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _parse(files, bindings, search_paths, root) -> Configuration:
+def _parse(files, bindings, search_paths, root, flags) -> Configuration:
     for folder in search_paths:
         if not _path(folder).is_dir():
             raise UserError(f"--gin_search_paths: no folder '{folder}'")
@@ -321,7 +329,8 @@ def _parse(files, bindings, search_paths, root) -> Configuration:
     # Python's sort is stable: within a rank the order of reading stays.
     _statements.sort(key=lambda statement: statement.rank)
     notes = [note for statement in list(_statements) if (note := _apply(statement))]
-    missing = _missing(root)
+    _no_rivals()
+    missing = _missing(root, flags)
     unreferenced = _unreferenced_macros()
     # A misspelt macro is both: the wrong name that nothing reads and the right one that is missing. Say the cause.
     if unreferenced:
@@ -344,9 +353,10 @@ class _Delegate(config_parser.ParserDelegate):
 
 def _read_file(file: GinFile, search_paths: Sequence[str]) -> None:
     """Append the statements of `file` and of all it includes to `_statements`; run its imports."""
-    if any(file.path == other.path for other in _files):
+    if file.path in _includes:
         return
     _files.append(file)
+    included = _includes[file.path] = set()
     try:
         text = _path(file.path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -356,11 +366,13 @@ def _read_file(file: GinFile, search_paths: Sequence[str]) -> None:
         where = f"{file.name}:{statement.location.line_num}"
         match statement:
             case config_parser.IncludeStatement():
-                _read_file(find_file(statement.filename, search_paths, file.path, where), search_paths)
+                other = find_file(statement.filename, search_paths, file.path, where)
+                _read_file(other, search_paths)
+                included |= {other.path} | _includes[other.path]
             case config_parser.ImportStatement():
                 _import(statement, where, context)
             case config_parser.BindingStatement(scope, selector, argument, value, _):
-                _statements.append(_Statement(scope, selector, argument, value, file.rank, where, context))
+                _statements.append(_Statement(scope, selector, argument, value, file.rank, where, context, file.path))
 
 
 def _syntax(text: str, name: str) -> Iterator[Any]:
@@ -405,11 +417,11 @@ def _read_flag(binding: Binding) -> _Statement:
     scope, selector, argument = config_parser.parse_binding_key(binding.name)
     if not argument and scope:
         scope, selector = "", f"{scope}/{selector}"
-    value = parse_flag_value(binding.text, binding.flag)
+    value = _flag_value(binding.text, binding.flag)
     return _Statement(scope, selector, argument, value, FLAG, binding.flag, gin_config.ParseContext())
 
 
-def parse_flag_value(text: str, flag: str) -> Any:
+def _flag_value(text: str, flag: str) -> Any:
     """Return the value of `--gin.NAME=text`.
 
     What is wholly a gin value is that value (`1e-3`, `True`, `None`, `(1, 2)`, `{"inputs": 512}`, `@x()`, `%X`,
@@ -468,6 +480,7 @@ def _apply(statement: _Statement) -> str | None:
             if statement.rank == RECORDED:
                 # Recorded by a job with other configurables, or by another version; what matters is asked for below.
                 _statements.remove(statement)
+                _skipped.append(statement)
                 return f"skipped {statement.written} ({statement.where}): {_first_line(e)}"
             raise UserError(str(e)) from e
         gin_config.bind_parameter(key, statement.value)
@@ -535,7 +548,24 @@ def _parameters(configurable) -> list[str]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _missing(root: str | None) -> str:
+def _no_rivals() -> None:
+    """Raise UserError if two shipped files of one rank, neither including the other, set a name differently.
+
+    Two sizes at once, say: which one wins would depend on their order.
+    """
+    by_key: dict[tuple[str, str, str], _Statement] = {}
+    for statement in _statements:
+        other = by_key.get(statement.key)
+        by_key[statement.key] = statement
+        if other is None or statement.rank >= RECORDED or other.rank != statement.rank or other.file == statement.file:
+            continue
+        related = other.file in _includes[statement.file] or statement.file in _includes[other.file]
+        if not related and other.value != statement.value:
+            raise UserError(f"{other.where} and {statement.where} both set {_display(statement.key)}: name only one of "
+                            "these files")
+
+
+def _missing(root: str | None, flags: Mapping[str, str]) -> str:
     """The line about all values that are needed and not set, or ''."""
     macros: dict[str, str] = {}  # name -> where it is needed
     parameters: dict[str, list[str]] = {}  # configurable -> parameters
@@ -556,12 +586,14 @@ def _missing(root: str | None) -> str:
     parts += [f"{_list(names)} of {name}" for name, names in parameters.items()]
     if not parts:
         return ""
-    examples = [f"--gin.{name}={shlex.quote(MACROS[name][1]) if name in MACROS else 'VALUE'}" for name in macros]
+    examples = [f"{flags.get(name, f'--gin.{name}')}={shlex.quote(MACROS[name][1]) if name in MACROS else 'VALUE'}"
+                for name in macros]
     for name, names in parameters.items():
         if name.rpartition("/")[2] == "T5Config":
             examples.append("--gin_file=models/t5_1_1/small.gin")
         else:
-            examples.extend(f"--gin.{name}.{parameter}=VALUE" for parameter in names)
+            full = [f"{name}.{parameter}" for parameter in names]
+            examples.extend(f"{flags.get(parameter, f'--gin.{parameter}')}=VALUE" for parameter in full)
     return f"not set: {'; '.join(parts)}. Add for example {' '.join(examples)}"
 
 
@@ -590,16 +622,18 @@ def _unset_parameters(root: str) -> Iterator[tuple[str, list[str]]]:
 def _unreferenced_macros() -> str:
     """The line about macros of the user to which nothing refers, or ''. They could not have an effect in any job."""
     live = _live_statements()
-    everywhere = _references(s.value for s in _statements)
-    now = _references(s.value for s in live.values())
+    everywhere = _referenced(_statements + _skipped)
+    now = _referenced(live.values())
     lost = [s for key, s in live.items() if key[1] == _MACRO and s.rank >= RECORDED
             and key[0] not in (now if s.rank == FLAG else everywhere)]
     if not lost:
         return ""
     known = now | {key[0] for key, s in live.items() if key[1] == _MACRO and s.rank < RECORDED}
-    parts = [f"{_at(s)}: no binding refers to the macro {s.key[0]}"
-             f"{_did_you_mean(_nearest(s.key[0], known)) or f'; macros here: {_list(sorted(known)) or None}'}"
-             for s in lost]
+    parts = []
+    for statement in lost:
+        name = statement.key[0]
+        hint = _did_you_mean(_nearest(name, known)) or f"; the macros here: {_list(sorted(known)) or 'none'}"
+        parts.append(f"{_at(statement)}: no binding refers to the macro {name}{hint}")
     return "; ".join(parts)
 
 
@@ -608,10 +642,30 @@ def _live_statements() -> dict[tuple[str, str, str], _Statement]:
     return {statement.key: statement for statement in _statements}
 
 
-def _references(values: Iterable[Any]) -> set[str]:
-    """Names of the macros to which `values` refer."""
-    return {"/".join(r.scopes) for r in gin_config.iterate_references(list(values))
-            if r.configurable.selector == _MACRO}
+def _referenced(statements: Iterable[_Statement]) -> set[str]:
+    """Names of the macros to which `statements` refer."""
+    return {name for s in statements for name in s.macros if not gin_config._CONSTANTS.matching_selectors(name)}
+
+
+def _macros(value: Any) -> Iterator[str]:
+    match value:
+        case dict():
+            yield from _macros([*value.keys(), *value.values()])
+        case list() | tuple():
+            for item in value:
+                yield from _macros(item)
+        case _Later(name, _, True):
+            yield name
+
+
+def _why_unread(key: tuple[str, str, str], calls: set[tuple[str, str]]) -> str:
+    scope, selector, _ = key
+    called_in = [called for called, name in calls if name == selector]
+    if not called_in:
+        return f", since this job never used {_short(selector)}"
+    if not any(called == scope or called.startswith(f"{scope}/") or not scope for called in called_in):
+        return f", since {_short(selector)} was never used in the scope {scope}"
+    return ", since the job or an inner scope gives another value"
 
 
 def _read_keys(live, operative) -> set[tuple[str, str, str]]:
@@ -684,7 +738,7 @@ def _nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
 
 
 def _did_you_mean(near: Sequence[str]) -> str:
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _list(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ _PART = re.compile(r"metrics-(\d+)\.jsonl")
 
 
 def metrics_files(model_dir) -> list[epath.Path]:
-    """The metric files of a run in the order they were written: metrics.jsonl, then metrics-0.jsonl, metrics-1.jsonl."""
+    """A run's metric files in the order they were written: metrics.jsonl, then metrics-0.jsonl, metrics-1.jsonl."""
     folder = epath.Path(model_dir)
     if not folder.exists():
         return []
@@ -115,7 +115,7 @@ class MetricsWriter:
         self._events = _EventWriter(self._folder / "tensorboard", self._append, resume_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes {name: value} of one step; values are numbers or arrays of one element (this waits for a device array).
+        """Writes {name: value} of one step; values are numbers or arrays of one element.
 
         Raises:
           TypeError: a value is not a single number. Nothing of the step is written then.
@@ -202,7 +202,8 @@ class _EventWriter:
         self._folder, self._append, self._parts = folder, append, 0
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names.
-        self._stem = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_WRITERS)}"
+        who = f"{socket.gethostname()}.{os.getpid()}.{next(_WRITERS)}"
+        self._stem = f"events.out.tfevents.{int(time.time()):010d}.{who}"
         self._open()
         if resume_step is not None:
             # "A run starts here": TensorBoard then hides events of this step and later ones that are already there.
@@ -287,7 +288,8 @@ class Meter:
     """Rates of a training run: tokens and steps a second, MFU, the share of time lost to waiting for data.
 
     The clock is read when a step's values have reached the host (`Lagged`), so a step counts when the devices have
-    finished it, not when it was dispatched. The first step starts the clock and is not counted: it holds the compilation.
+    finished it, not when it was dispatched. The first step starts the clock and is not counted: it holds the
+    compilation.
 
     Args:
       flops_per_step: useful FLOPs of one step over the global batch (`flops.train_flops_per_example` × batch).
@@ -388,10 +390,11 @@ class Meter:
 
 def short_number(value: float) -> str:
     """12345.6 -> "12.3k"; three figures, for numbers that are read at a glance."""
+    value = float(f"{value:.3g}")  # rounded first, or 999,999 would become "1000k"
     for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{letter}" if abs(value) < 999.5 * size else f"{value / size:.0f}{letter}"
-    return f"{value:.3g}"
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def duration(seconds: float) -> str:
@@ -463,7 +466,7 @@ class Progress:
             # The terminal is redrawn ten times a second at most, whatever the speed of the steps.
             if first or step >= self._total or now - self._shown_at >= 0.1:
                 self._shown_at = now
-                self._bar.show(step, self._text())
+                self._bar.show(step, self._line())
         elif first or step >= self._total or self._due(now, step):
             self._shown_at, self._shown_step = now, step
             self._print(self._line())
@@ -484,7 +487,7 @@ class Progress:
         self._enabled = False
         if self._bar:
             if self._step is not None:
-                self._bar.show(self._step, self._text())
+                self._bar.show(self._step, self._line())
             self._bar.close()
         elif self._step is not None and self._shown_step != self._step:
             self._print(self._line())
@@ -501,11 +504,7 @@ class Progress:
         return now - self._shown_at >= self._every_seconds
 
     def _line(self) -> str:
-        percent = 100 * self._step / self._total if self._total else 100
-        return f"step {self._step:,}/{self._total:,} ({percent:.0f} %)  {self._text()}"
-
-    def _text(self) -> str:
-        shown, parts = self._shown, []
+        shown, parts = self._shown, [f"step {self._step:,}/{self._total:,}"]
         if "loss" in shown:
             parts.append(f"loss {_fixed(shown['loss'])}")
         if "tokens_per_second" in shown:
@@ -542,7 +541,6 @@ class _Bar:
         mine = file is sys.stdout
         self._progress = progress.Progress(
             progress.BarColumn(bar_width=20),
-            progress.MofNCompleteColumn(),
             progress.TextColumn("{task.description}", markup=False),
             console=self._console,
             auto_refresh=False,  # no thread: the training loop redraws

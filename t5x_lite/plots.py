@@ -62,8 +62,9 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
     """Draws the loss curves of several runs into one picture.
 
     The training loss stands as a pale line with its moving average over it, each task's validation loss as points of
-    the same colour. Both axes stay linear, which keeps differences of late training readable, unless the losses span more
-    than a factor of 20 (then the loss is logarithmic) or runs differ more than 30-fold in length (then the steps are).
+    the same colour. Both axes stay linear, which keeps differences of late training readable, unless the losses span
+    more than a factor of 20 (then the loss is logarithmic) or runs differ more than 30-fold in length (then the steps
+    are).
 
     Args:
       runs: {label: MODEL_DIR}.
@@ -89,6 +90,7 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
         if "train/loss" in metrics:
             steps, values = metrics["train/loss"]
             average = smooth(values, max(1, len(values) // 40) if smoothing is None else smoothing)
+            average = np.where(np.isfinite(values), average, np.nan)  # no line where there was no loss
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
             axes.plot(steps, average, color=color, linewidth=1.8, label=f"{label}: training")
             _mark_divergence(axes, steps, values, color, label)
@@ -110,14 +112,16 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
     low, high = finite.min(), finite.max()
     if low > 0 and high / low > 20:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda loss, _: f"{loss:g}"))
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
         axes.set_ylim(low / 1.15, high * 1.15)
     else:
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
         axes.set_ylim(low - margin, high + margin)
     if min(lengths) > 0 and max(lengths) / min(lengths) > 30:
         axes.set_xscale("log")
-    else:
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _: f"{step:,.0f}"))
     axes.set_title(title)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per target token)")
@@ -136,8 +140,9 @@ def _markers():
 
 
 def _mark_divergence(axes, steps, values, color, label):
-    """A cross at the bottom of the picture where the loss stopped being a number: a gap alone is easily overlooked."""
+    """A cross at the bottom of the picture where the loss stops being a number: a gap alone is easily overlooked."""
     broken = ~np.isfinite(values)
-    if broken.any():
-        axes.plot(steps[broken], np.zeros(broken.sum()), color=color, marker="x", linestyle="", clip_on=False,
+    onset = broken & ~np.concatenate([[False], broken[:-1]])
+    if onset.any():
+        axes.plot(steps[onset], np.zeros(onset.sum()), color=color, marker="X", markersize=9, linestyle="", clip_on=False,
                   transform=axes.get_xaxis_transform(), label=f"{label}: not a number")

@@ -9,8 +9,8 @@ import seqio
 
 from t5x_lite.tasks import objectives
 
-# T5's vocabulary, in a public bucket: 32,000 pieces with the 100 sentinels already above them, hence no `extra_ids` below.
-# Another one is put in its place with `task.replace(output_features=...)` or the gin binding of the run.
+# T5's vocabulary, in a public bucket: 32,000 pieces with the 100 sentinels already above them, hence no `extra_ids`
+# below. Another one is put in its place with `task.replace(output_features=...)` or the gin binding of the run.
 VOCABULARY_PATH = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 # T5's own name says 2.2.0; tensorflow-datasets has fixed its C4 since, and still offers the older one by name.
 TFDS_NAME = "c4/en:3.*.*"

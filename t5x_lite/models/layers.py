@@ -63,14 +63,17 @@ class Embedding(nnx.Module):
             rngs, nnx.initializers.normal(1.0), shape, ("vocab", "embed"), config.param_dtype
         )
 
+    def _table(self) -> jax.Array:
+        # Gathered over its width once, as the dense kernels are: looked up while sharded by width, every row would
+        # have to change its sharding afterwards, which the partitioner can only do by replicating the batch.
+        return constrain(self.embedding[...].astype(self.dtype), "vocab", "activation")
+
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...].astype(self.dtype), tokens, axis=0)
+        return jnp.take(self._table(), tokens, axis=0)
 
     def attend(self, x: jax.Array, out_dtype) -> jax.Array:
         """Logits of the tied head: x [..., d] against every embedding -> [..., v]."""
-        return jnp.matmul(
-            x.astype(self.dtype), self.embedding[...].astype(self.dtype).T, preferred_element_type=out_dtype
-        )
+        return jnp.matmul(x.astype(self.dtype), self._table().T, preferred_element_type=out_dtype)
 
 
 class MLP(nnx.Module):

@@ -185,7 +185,7 @@ def ensure_built(
 
 
 def open_split(split: str, directory: epath.PathLike | None = None) -> Sequence[dict[str, bytes]]:
-    """A split for random access: `len()`, `[i]` and `__getitems__([i, j])` give dicts of UTF-8 bytes. Builds if needed."""
+    """A split for random access: `len()`, `[i]`, `__getitems__([i, j])`; dicts of UTF-8 bytes. Builds if needed."""
     return tfds.builder_from_directory(ensure_built(directory)).as_data_source(split)
 
 

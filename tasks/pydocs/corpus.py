@@ -68,7 +68,9 @@ LIBRARIES = {
 }
 # Parts of the standard library that many systems ship separately or not at all.
 _OPTIONAL_STANDARD = {"ensurepip", "idlelib", "lib2to3", "test", "tkinter", "turtledemo", "venv"}
-_SKIPPED_FOLDERS = {"test", "tests", "testing", "testdata", "_vendor", "vendored", "__pycache__", "dummy_data", "fake_data"}
+_SKIPPED_FOLDERS = {
+    "test", "tests", "testing", "testdata", "_vendor", "vendored", "__pycache__", "dummy_data", "fake_data"
+}
 _WORTH_PARSING = re.compile(r'("""|\'\'\').{%d}' % (MIN_CHARACTERS // 2), re.DOTALL)
 # Left in generated code where nobody has written anything.
 _PLACEHOLDERS = ("TODO: add doc",)
@@ -230,7 +232,7 @@ def read_documents(
     """The distinct documents of all sources, sorted; of equal texts the first in that order is kept.
 
     Args:
-      processes: interpreters to read with; None takes one for each core, up to 8. The result is the same for any number.
+      processes: interpreters to read with; None takes one for each core, up to 8. The result does not depend on it.
       progress: called with the number of files just read.
 
     Raises:

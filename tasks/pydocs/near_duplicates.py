@@ -67,7 +67,7 @@ def leaks(splits: dict[str, Sequence[str]]) -> dict:
 
     For every pair of splits, how many documents of the later one have at least one in the earlier one at a Jaccard
     similarity of 0.3 and more, and the highest one found; also how many have four fifths of their shingles in one
-    document of the earlier split (a short text quoted in a long one is no near duplicate of it, but known all the same).
+    document of the earlier split (a short text quoted in a long one is no near duplicate, but known all the same).
     """
     columns: dict[str, int] = {}
     matrices = {}

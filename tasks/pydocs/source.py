@@ -45,7 +45,7 @@ class PydocsSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Dicts of scalar strings. Shuffled over the whole split if asked for; shard i of n has records i, i + n, ..."""
+        """Dicts of scalar strings, shuffled over the whole split if asked for; shard i of n has records i, i+n, …"""
         del sequence_length, use_cached, num_epochs
         columns = self._read(split)
         order = tf.data.Dataset.range(len(columns["text"]))

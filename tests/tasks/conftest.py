@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-_NOUNS = "array tensor gradient mesh layer kernel batch token stream record shard buffer queue vector matrix graph".split()
-_VERBS = "returns computes copies gathers scatters reduces sorts merges filters encodes decodes writes reads joins".split()
+_NOUNS = "array tensor gradient mesh layer kernel batch token stream record shard buffer queue matrix graph".split()
+_VERBS = "returns computes copies gathers scatters reduces sorts merges filters encodes writes reads joins".split()
 _ADVERBS = "slowly lazily eagerly in place once twice later exactly roughly safely".split()
 
 

@@ -80,10 +80,9 @@ def test_roll_reaches_every_position_and_keeps_the_count():
 @pytest.mark.parametrize("items, segments", [(6, 3), (5, 2), (7, 4), (4, 4), (5, 1)])
 def test_segmentation_is_uniform_over_all_compositions(items, segments):
     draws = 3000
-    drawn = tf.map_fn(
-        lambda s: objectives.random_segmentation(items, segments, s),
-        tf.stack([tf.range(draws), tf.range(draws) * 7 + 1], axis=1),
-    ).numpy()
+    ds = tf.data.Dataset.range(draws)
+    ds = ds.map(lambda i: objectives.random_segmentation(items, segments, tf.stack([i, 7 * i])))
+    drawn = np.stack(list(ds.as_numpy_iterator()))
     compositions = [c for c in itertools.product(range(1, items + 1), repeat=segments) if sum(c) == items]
     counts = Counter(map(tuple, drawn.tolist()))
     assert set(counts) == set(compositions)

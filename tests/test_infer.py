@@ -1,0 +1,408 @@
+"""The infer job on a real checkpoint of a tiny model with a tiny sentencepiece vocabulary."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+
+from t5x_lite import decoding, text_io
+from t5x_lite.errors import UserError
+from t5x_lite.jobs import infer as job
+from t5x_lite.models import Model, T5Config
+from t5x_lite.vocabularies import ByteVocabulary, SentencePieceVocabulary
+
+WORDS = "the quick brown fox jumps over a lazy dog while some english text is translated into other words".split()
+MAX_LENGTH = 6
+INFER = {"decoder": decoding.Decoder(max_length=MAX_LENGTH), "batch_size": 8, "max_input_length": 64}
+
+
+def sentences(n, seed=0):
+    """Texts of 1 to 20 words: several lengths of batches."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 21))) for _ in range(n)]
+
+
+def train_vocabulary() -> SentencePieceVocabulary:
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(sentences(200)), model_writer=out, vocab_size=80, hard_vocab_limit=False, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+    return SentencePieceVocabulary(out.getvalue(), extra_ids=5)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    vocabulary = train_vocabulary()
+    model = Model(T5Config(vocab_size=vocabulary.vocab_size + 3, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
+                           num_encoder_layers=1, num_decoder_layers=1))
+    params = jax.tree.map(lambda leaf: leaf * 2.0, model.init(jax.random.key(1)))
+    return model, params, vocabulary
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory):
+    model, params, vocabulary = tiny
+    return save(tmp_path_factory.mktemp("model"), model, params, vocabulary)
+
+
+def save(path, model, params, vocabulary):
+    from t5x_lite import checkpoints
+    return checkpoints.fake_save(path, model, params, vocabulary)
+
+
+def write(path, lines, end="\n"):
+    path.write_bytes("".join(line + end for line in lines).encode("utf-8"))
+    return str(path)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_bytes().decode("utf-8").split("\n")[:-1]]
+
+
+def expected(tiny, texts, max_input_length=64, max_length=MAX_LENGTH):
+    """The records by the plainest route: one batch, one length."""
+    model, params, vocabulary = tiny
+    tokens = np.zeros((len(texts), max_input_length), np.int32)
+    for i, text in enumerate(texts):
+        ids = vocabulary.encode(text)[:max_input_length - 1] + [1]
+        tokens[i, :len(ids)] = ids
+    ids, scores = jax.jit(lambda p, x: decoding.decode(model, p, x, max_length))(params, tokens)
+    return [{"input": text, "prediction": vocabulary.decode(row), "score": pytest.approx(float(s), abs=1e-3)}
+            for text, row, s in zip(texts, np.asarray(ids), np.asarray(scores), strict=True)]
+
+
+def test_lines_in_lines_out_in_order(tiny, checkpoint, tmp_path):
+    texts = [*sentences(300), "", "  two  spaces ", "line\u2028separator\x0b\x85", "naïve ⁇ 日本", "<extra_id_0> fox"]
+    out = tmp_path / "out.jsonl"
+    assert job.infer(checkpoint, write(tmp_path / "in.txt", texts), out, **INFER) == 0
+    records = read(out)
+    assert records == expected(tiny, texts)
+    assert len({r["prediction"] for r in records}) > 20
+    assert set(os.listdir(tmp_path)) == {"in.txt", "out.jsonl"}
+
+
+def test_formats_and_fields_mean_the_same(tiny, checkpoint, tmp_path):
+    texts = sentences(9, seed=1)
+    want = expected(tiny, texts)
+    cases = {
+        "crlf.txt": ("\r\n".join(texts) + "\r\n", {}),
+        "no_end.txt": ("\n".join(texts), {}),
+        "mark.txt": ("\ufeff" + "\n".join(texts), {}),
+        "first.tsv": ("".join(f"{t}\tx\ty\n" for t in texts), {}),
+        "named.tsv": ("id\ttext\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(texts)), {"input_field": "text"}),
+        "plain.jsonl": ("".join(json.dumps({"input": t, "n": 1}) + "\n" for t in texts), {}),
+        "named.jsonl": ("".join(json.dumps({"q": t, "input": 3}) + "\n" for t in texts), {"input_field": "q"}),
+        "strange.dat": ("".join(f"{t}\tx\n" for t in texts), {"input_format": "tsv"}),
+    }
+    for name, (content, arguments) in cases.items():
+        (tmp_path / name).write_bytes(content.encode("utf-8"))
+        out = tmp_path / (name + ".out")
+        assert job.infer(checkpoint, tmp_path / name, out, **INFER, **arguments) == 0
+        assert read(out) == want, name
+
+
+def test_stdin_to_stdout(tiny, checkpoint, monkeypatch, capsysbinary):
+    texts = sentences(10, seed=2)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(texts).encode())))
+    assert job.infer(checkpoint, "-", "-", **INFER) == 0
+    out = capsysbinary.readouterr().out.decode("utf-8")
+    assert [json.loads(line) for line in out.splitlines()] == expected(tiny, texts)
+
+
+def test_malformed_lines_are_records_with_an_error(tiny, checkpoint, tmp_path):
+    lines = [b'{"input": "the fox"}', b"not json", b"", b'{"text": "x"}', b'{"input": 7}', b"[1]", b'{"input": "\xff\xfe"}',
+             b'{"input": "\\ud800 fox"}', b"[" * 100_000, b'{"input": "a dog"}']
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    assert job.infer(checkpoint, path, out, **INFER) == 8
+    records = read(out)
+    assert [records[0], records[9]] == expected(tiny, ["the fox", "a dog"])
+    said = ["not JSON", "not JSON", "no field 'input'", "not a string", "not a JSON object", "not UTF-8 at byte 12",
+            "lone surrogate", "not JSON"]
+    for record, line, message in zip(records[1:9], lines[1:9], said, strict=True):
+        assert set(record) == {"input", "error"} and message in record["error"]
+        if message != "lone surrogate":
+            assert record["input"] == line.decode("utf-8", errors="replace")
+    assert records[7]["input"] == "\ud800 fox"
+    # tsv and txt
+    (tmp_path / "in.tsv").write_bytes(b"a\tthe fox\nshort\n\xff\ta\n")
+    assert job.infer(checkpoint, tmp_path / "in.tsv", tmp_path / "tsv", mode="score", **INFER) == 2
+    assert ["error" in r for r in read(tmp_path / "tsv")] == [False, True, True]
+    (tmp_path / "in.txt").write_bytes(b"caf\xe9\nfox")
+    assert job.infer(checkpoint, tmp_path / "in.txt", tmp_path / "txt", **INFER) == 1
+    assert read(tmp_path / "txt")[0] == {"input": "caf\ufffd", "error": "not UTF-8 at byte 4"}
+
+
+def test_long_inputs_are_cut_and_say_so(tiny, checkpoint, tmp_path):
+    vocabulary = tiny[2]
+    one = "fox"
+    while len(vocabulary.encode(one)) < 18:
+        one += " a"
+    n = len(vocabulary.encode(one)) + 1  # with EOS
+    texts = [one, one + " fox over"]
+    out = tmp_path / "out.jsonl"
+    job.infer(checkpoint, write(tmp_path / "in.txt", texts), out, **INFER | {"max_input_length": n})
+    fits, cut = expected(tiny, texts, n)
+    assert read(out) == [fits, {**cut, "truncated": True}]
+
+
+def test_score_mode(tiny, checkpoint, tmp_path):
+    model, params, vocabulary = tiny
+    inputs, targets = sentences(20, seed=3), sentences(20, seed=4)
+    lines = ["question\tx\tanswer", *(f"{i}\tx\t{t}" for i, t in zip(inputs, targets, strict=True))]
+    out = tmp_path / "out.jsonl"
+    fields = {"input_field": "question", "target_field": "answer"}
+    assert job.infer(checkpoint, write(tmp_path / "in.tsv", lines), out, mode="score", **INFER, **fields) == 0
+    for record, text, target in zip(read(out), inputs, targets, strict=True):
+        x, y = (np.array([vocabulary.encode(s) + [1]], np.int32) for s in (text, target))
+        logits = jax.jit(model.apply)(params, {"encoder_input_tokens": np.pad(x, ((0, 0), (0, 64 - x.shape[1]))),
+                                               "decoder_input_tokens": np.pad(y, ((0, 0), (1, 63 - y.shape[1]))),
+                                               "decoder_target_tokens": np.pad(y, ((0, 0), (0, 64 - y.shape[1])))})
+        by_hand = sum(float(jax.nn.log_softmax(logits[0, i])[t]) for i, t in enumerate(y[0]))
+        assert record == {"input": text, "target": target, "score": pytest.approx(by_hand, abs=1e-3)}
+    # the default fields, and a target that is too long
+    (tmp_path / "in.jsonl").write_text(json.dumps({"input": inputs[0], "target": " ".join(WORDS)}))
+    job.infer(checkpoint, tmp_path / "in.jsonl", tmp_path / "cut", mode="score", max_target_length=8, **INFER)
+    assert read(tmp_path / "cut")[0]["truncated"] is True
+
+
+def test_score_of_a_prediction_is_its_score(checkpoint, tmp_path):
+    """Where the prediction's text encodes back to its ids; bytes always do."""
+    model = Model(T5Config(vocab_size=259, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
+                           num_decoder_layers=1))
+    params = model.init(jax.random.key(0))
+    bias = jnp.where((jnp.arange(259) == 1) | ((jnp.arange(259) >= 100) & (jnp.arange(259) < 125)), 1.0, 0.0)
+    params["decoder"]["logits_dense"]["kernel"] = params["decoder"]["logits_dense"]["kernel"] * bias  # letters and EOS
+    path = save(tmp_path / "bytes", model, params, ByteVocabulary(0))
+    source = write(tmp_path / "in.txt", sentences(20))
+    job.infer(path, source, tmp_path / "predicted", **INFER)
+    predicted = read(tmp_path / "predicted")
+    again = write(tmp_path / "in.jsonl", [json.dumps(r) for r in predicted])
+    job.infer(path, again, tmp_path / "scored", mode="score", target_field="prediction", **INFER)
+    ended = 0
+    for p, s in zip(predicted, read(tmp_path / "scored"), strict=True):
+        if len(p["prediction"]) < MAX_LENGTH:
+            ended += 1
+            assert s["score"] == pytest.approx(p["score"], abs=1e-3)
+    assert ended
+
+
+def test_sampling_depends_on_the_line_not_on_the_batch(checkpoint, tmp_path):
+    source = write(tmp_path / "in.txt", ["the quick fox"] * 40)
+    runs = {}
+    for name, batch_size, seed in (("a", 8, 0), ("b", 24, 0), ("c", 8, 1)):
+        settings = INFER | {"batch_size": batch_size, "decoder": decoding.Decoder(MAX_LENGTH, "sample", seed=seed)}
+        job.infer(checkpoint, source, tmp_path / name, **settings)
+        runs[name] = [r["prediction"] for r in read(tmp_path / name)]
+    assert runs["a"] == runs["b"] != runs["c"]
+    assert len(set(runs["a"])) > 10
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(monkeypatch, after_parts, *args, **kwargs):
+    """Runs the job until it has written so many parts, then lets it die as if killed."""
+    write_part = text_io.FileOutput.write
+    written = []
+
+    def write(self, records):
+        if len(written) == after_parts:
+            raise Stop
+        write_part(self, records)
+        written.append(len(records))
+
+    with monkeypatch.context() as m, contextlib.suppress(Stop):
+        m.setattr(text_io.FileOutput, "write", write)
+        job.infer(*args, **kwargs)
+        raise AssertionError("it was to be interrupted")
+    return sum(written)
+
+
+def test_a_killed_job_goes_on_where_it_stopped(checkpoint, tmp_path, monkeypatch):
+    texts = sentences(500, seed=5)
+    texts[3:3] = ["{not a record"]
+    lines = [json.dumps({"input": t}) if t[0] != "{" else t for t in texts]
+    source, whole, out = write(tmp_path / "in.jsonl", lines), tmp_path / "whole", tmp_path / "out"
+    assert job.infer(checkpoint, source, whole, **INFER) == 1
+    done = interrupted(monkeypatch, 2, checkpoint, source, out, **INFER)
+    assert 0 < done < len(texts) and not out.exists()
+    asked = []
+    row = job._Worker._row
+    monkeypatch.setattr(job._Worker, "_row", lambda self, place, record: asked.append(record) or row(self, place, record))
+    assert job.infer(checkpoint, source, out, **INFER) == 1  # the error of the first run counts
+    assert len(asked) == len(texts) - done
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_job_is_not_resumed_on_another_input_or_with_other_settings(checkpoint, tmp_path, monkeypatch):
+    texts = sentences(300, seed=6)
+    source, out = write(tmp_path / "in.txt", texts), tmp_path / "out"
+    done = interrupted(monkeypatch, 1, checkpoint, source, out, **INFER)
+    part = tmp_path / "out.partial" / text_io._part_name(0)
+    before = part.read_bytes()
+
+    changed = write(tmp_path / "changed.txt", [*texts[:done - 1], "changed", *texts[done:]])
+    with pytest.raises(UserError, match=f"line {done} of .*overwrite"):
+        job.infer(checkpoint, changed, out, **INFER)
+    with pytest.raises(UserError, match=f"line {done} of .*overwrite"):
+        job.infer(checkpoint, write(tmp_path / "short.txt", texts[:done - 1]), out, **INFER)
+    for other in ({"decoder": decoding.Decoder(7)}, {"max_input_length": 32}, {"vocabulary": ByteVocabulary(0)}):
+        with pytest.raises(UserError, match="was made with another .*(max_length|max_input_length|vocabulary).*overwrite"):
+            job.infer(checkpoint, source, out, **INFER | other)
+    assert part.read_bytes() == before  # nothing was lost by asking
+
+    # A change further down is an input of its own right; another batch size is no other result.
+    later = write(tmp_path / "later.txt", [*texts[:done], "changed"])
+    job.infer(checkpoint, later, out, **INFER | {"batch_size": 16})
+    assert [r["input"] for r in read(out)] == [*texts[:done], "changed"]
+    with pytest.raises(UserError, match="exists.*overwrite"):
+        job.infer(checkpoint, source, out, **INFER)
+    job.infer(checkpoint, source, out, overwrite=True, **INFER)
+    assert [r["input"] for r in read(out)] == texts
+
+
+def test_a_lost_or_damaged_part_is_refused(checkpoint, tmp_path, monkeypatch):
+    source, out = write(tmp_path / "in.txt", sentences(300)), tmp_path / "out"
+    interrupted(monkeypatch, 2, checkpoint, source, out, **INFER)
+    folder = tmp_path / "out.partial"
+    first, second = sorted(folder.glob("part-*"))
+    content = first.read_bytes()
+    first.write_bytes(content[:-9])
+    with pytest.raises(UserError, match="lacks the part|damaged"):
+        job.infer(checkpoint, source, out, **INFER)
+    first.unlink()
+    with pytest.raises(UserError, match="lacks the part"):
+        job.infer(checkpoint, source, out, **INFER)
+    assert second.exists()
+
+
+def test_few_programs_compile(checkpoint, tmp_path, monkeypatch):
+    shapes = set()
+    padded = job._Worker._padded
+
+    def watch(self, rows, max_length):
+        array = padded(self, rows, max_length)
+        shapes.add(array.shape)
+        return array
+
+    monkeypatch.setattr(job._Worker, "_padded", watch)
+    job.infer(checkpoint, write(tmp_path / "in.txt", sentences(200)), tmp_path / "out", **INFER | {"max_input_length": 50})
+    assert shapes == {(8, 16), (8, 32), (8, 50)}
+
+
+def test_dry_run_says_what_would_run(tiny, checkpoint, tmp_path, capsys):
+    model, params, vocabulary = tiny
+    out = tmp_path / "out"
+    assert job.infer(checkpoint, write(tmp_path / "in.txt", ["fox"]), out, dry_run=True, **INFER) == 0
+    said = capsys.readouterr().out
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for part in ("8 device(s)", f"{count:,} parameters", repr(vocabulary), "step 3", "max_length=6"):
+        assert part in said
+    assert os.listdir(tmp_path) == ["in.txt"]
+
+
+def test_progress_goes_to_stderr(checkpoint, tmp_path, capsys, monkeypatch):
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
+    job.infer(checkpoint, write(tmp_path / "in.txt", ["fox"] * 256), tmp_path / "out", **INFER)
+    captured = capsys.readouterr()
+    assert captured.out == "" and "infer: 128 lines (50%), 64.0 lines/s" in captured.err
+    assert captured.err.endswith(f"infer: 256 lines -> {tmp_path / 'out'}\n")
+
+
+def test_mistakes_are_one_line_with_the_remedy(tiny, checkpoint, tmp_path):
+    model, params, vocabulary = tiny
+    source, out = write(tmp_path / "in.txt", ["fox"]), tmp_path / "out"
+    table = write(tmp_path / "in.tsv", ["a\tb"])
+    bare = save(tmp_path / "bare", model, params, None)
+    cases = [
+        ({"checkpoint": tmp_path / "nowhere"}, "nowhere"),
+        ({"input": tmp_path / "none.txt"}, "none.txt.*infer.input"),
+        ({"input": tmp_path}, "infer.input"),
+        ({"input": write(tmp_path / "x.dat", ["a"])}, "infer.input_format"),
+        ({"input_format": "xml"}, "infer.input_format"),
+        ({"input_field": "q"}, "infer.input_field"),
+        ({"input": table, "input_field": "q"}, "no column 'q'.*'a', 'b'"),
+        ({"mode": "score"}, "no targets"),
+        ({"mode": "guess"}, "infer.mode"),
+        ({"batch_size": 0}, "infer.batch_size"),
+        ({"batch_size": 9}, "infer.batch_size=9.*multiple"),
+        ({"max_input_length": 1}, "infer.max_input_length"),
+        ({"output": source, "overwrite": True}, "is the input"),
+        ({"vocabulary": ByteVocabulary(200)}, "459 ids.*infer.vocabulary"),
+        ({"checkpoint": bare}, "carries no vocabulary.*infer.vocabulary"),
+    ]
+    for arguments, message in cases:
+        arguments = {"checkpoint": checkpoint, "input": source, "output": out, **INFER} | arguments
+        with pytest.raises(UserError, match=message) as caught:
+            job.infer(**arguments)
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "in.txt").read_text() == "fox\n"
+    job.infer(bare, source, out, vocabulary=vocabulary, **INFER)
+    assert len(read(out)) == 1
+
+
+def test_unsound_weights_are_an_error_not_a_nan(tiny, tmp_path):
+    model, params, vocabulary = tiny
+    path = save(tmp_path / "nan", model, jax.tree.map(lambda leaf: leaf * jnp.nan, params), vocabulary)
+    assert job.infer(path, write(tmp_path / "in.txt", ["fox"]), tmp_path / "out", **INFER) == 1
+    assert "nan" in read(tmp_path / "out")[0]["error"]
+
+
+def test_gin_binds_it(tiny, checkpoint, tmp_path):
+    source, out = write(tmp_path / "in.txt", ["the fox"]), tmp_path / "out"
+    root = os.path.dirname(os.path.dirname(__file__))
+    gin.parse_config_file(os.path.join(root, "gin", "runs", "infer.gin"))
+    gin.parse_config(f"infer.checkpoint = '{checkpoint}'\ninfer.input = '{source}'\ninfer.output = '{out}'\n"
+                     f"BATCH_SIZE = 8\nDecoder.max_length = {MAX_LENGTH}\ninfer.max_input_length = 64")
+    assert job.infer() == 0
+    assert read(out) == expected(tiny, ["the fox"])
+
+
+BLOCKED = """
+    import sys
+    for name in ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"):
+        sys.modules[name] = None
+    from t5x_lite import decoding
+    from t5x_lite.jobs.infer import infer
+    checkpoint, source, output = sys.argv[1:]
+    sys.exit(infer(checkpoint, source, output, decoder=decoding.Decoder(max_length={max_length}), batch_size=8,
+                   max_input_length=64))
+"""
+
+
+def test_runs_without_tensorflow_and_survives_a_kill(checkpoint, tmp_path):
+    texts = sentences(4000, seed=7)
+    source, out = write(tmp_path / "in.txt", texts), tmp_path / "out"
+    command = [sys.executable, "-c", textwrap.dedent(BLOCKED.format(max_length=MAX_LENGTH)), str(checkpoint), source,
+               str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        parts = lambda: sorted((tmp_path / "out.partial").glob("part-*.jsonl"))  # noqa: E731
+        while len(parts()) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stderr.read()
+    assert not out.exists() and len(parts()) >= 2
+    job.infer(checkpoint, source, tmp_path / "whole", **INFER)
+    assert job.infer(checkpoint, source, out, **INFER) == 0
+    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert [r["input"] for r in read(out)] == texts
