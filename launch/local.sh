@@ -21,7 +21,7 @@ banner() {
 }
 
 banner "Collect the corpus: docstrings of the standard library and the installed packages"
-python -P -m t5x_lite.tasks.pydocs "--output=$run_dir/corpus"
+python -P -m t5x_lite.tasks.pydocs
 
 banner "Pretrain: fill in masked spans"
 t5x-lite train --gin_file=examples/quickstart_pretrain.gin "--gin.MODEL_DIR=$run_dir/pretrain"
@@ -44,8 +44,7 @@ cat > "$run_dir/texts.jsonl" <<'TEXTS'
 {"inputs": "summarize: Open the file and return a stream. Raise OSError when it cannot be opened."}
 {"inputs": "library: Computes the softmax cross entropy between logits and labels."}
 TEXTS
-t5x-lite infer --gin_file=examples/quickstart_infer.gin "--gin.MODEL_DIR=$run_dir/finetune" \
-  "--gin.INPUT=$run_dir/texts.jsonl" "--gin.OUTPUT=$run_dir/predictions.jsonl"
+t5x-lite infer "--checkpoint=$run_dir/finetune" "--input=$run_dir/texts.jsonl" "--output=$run_dir/predictions.jsonl"
 cat "$run_dir/predictions.jsonl"
 
 banner "What came out"

@@ -276,14 +276,15 @@ def job_help(name: str) -> str:
     flags = [
         ("--gin_file=FILE", "a gin file, yours or a shipped one such as models/t5_1_1/small.gin; repeat it; the order "
                             "does not matter, your own files override shipped ones"),
-        ("--gin.NAME=VALUE", "set a macro (--gin.BATCH_SIZE=32) or a parameter (--gin.T5Config.remat=full); beats files"),
+        ("--gin.NAME=VALUE", "set a macro (--gin.BATCH_SIZE=32) or a parameter (--gin.T5Config.remat=full); it beats "
+                             "every file"),
         ("--gin_search_paths=A,B", "more folders in which gin files are looked up"),
         *((f"--{flag}=TEXT", text) for flag, (_, text) in job.flags.items()),
         ("--dry_run", "check everything, say what would be done, do nothing"),
         ("--verbose", "show the trace of an error in the configuration too"),
     ]
-    lines = [f"t5x-lite {name}: {job.help}", "", "for example:", *("  " + line for line in job.example.splitlines()), "",
-             "flags:"]
+    example = ["  " + line for line in job.example.splitlines()]
+    lines = [f"t5x-lite {name}: {job.help}", "", "for example:", *example, "", "flags:"]
     lines += [line for flag, text in flags for line in _entry(flag, text)]
     lines += ["", "macros that the shipped gin files use (set those that your files mention):"]
     for macro, (meaning, example) in configuration.MACROS.items():

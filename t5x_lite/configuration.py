@@ -46,7 +46,7 @@ RECORDED_HEADER = "# Recorded by t5x-lite"
 MACROS: dict[str, tuple[str, str]] = {
     "MIXTURE_OR_TASK_NAME": ("the seqio task or mixture to train on", "pydocs_summarize"),
     "TASK_FEATURE_LENGTHS": ("longest input and target, in tokens", '{"inputs": 512, "targets": 114}'),
-    "TRAIN_STEPS": ("the step at which training ends, counted from 0 of this run", "1000"),
+    "TRAIN_STEPS": ("the step at which training ends", "1000"),
     "MODEL_DIR": ("folder for checkpoints, metrics and config.gin (a local path, gs://, s3://)", "/tmp/t5x_lite/run"),
     "BATCH_SIZE": ("rows of the global batch, over all devices", "128"),
     "DROPOUT_RATE": ("dropout: 0.0 for pretraining T5 1.1, 0.1 for T5 1.0 and for finetuning", "0.1"),
@@ -67,7 +67,7 @@ _OTHER_SHIPPED = 4  # examples, study: they are complete runs and may override w
 
 @dataclasses.dataclass(frozen=True)
 class GinFile:
-    """One file that was read. `name` is what to show: `t5x_lite/gin/...` for shipped files, else the path (from here)."""
+    """One file that was read; `name` is to show: `t5x_lite/gin/...` for shipped files, else the path from here."""
 
     name: str
     path: str
@@ -76,7 +76,7 @@ class GinFile:
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
-    """A binding of the command line: `name` (`MACRO` or `scope/configurable.parameter`), its text, the flag to blame."""
+    """A binding of the command line: `MACRO` or `scope/configurable.parameter`, its value's text, the flag to blame."""
 
     name: str
     text: str
@@ -178,7 +178,7 @@ def check_all_read() -> None:
     """Raise UserError if a binding from the command line or a user's file had no effect so far.
 
     Call it when every configurable has been constructed and before anything compiles. Bindings from shipped files may
-    stay unread, and so may the parameters of a recorded configuration (it may belong to another job).
+    stay unread, and so may those of a recorded configuration (it may belong to another job).
     """
     unread = []
     live = _live_statements()
@@ -188,8 +188,10 @@ def check_all_read() -> None:
     replaced = _referenced(s for s in _statements + _skipped if live.get(s.key) is not s)
     for key, statement in live.items():
         is_macro = key[1] == _MACRO
-        if key in read or statement.rank < RECORDED or (statement.rank == RECORDED and not is_macro):
+        if key in read or statement.rank <= RECORDED:
             continue
+        if key[2] not in gin_config._CONFIG.get(key[:2], {}):
+            continue  # gin was cleared since
         if is_macro and statement.rank < FLAG and key[0] in replaced:
             continue  # what read it was replaced by a stronger binding: no mistake
         unread.append((statement, is_macro))
@@ -310,8 +312,9 @@ def _is_shipped(name: str) -> bool:
     return name.startswith(PREFIX) and (shipped_folder() / name.removeprefix(PREFIX)).is_file()
 
 
-# For code that calls gin.parse_config_file itself, in a notebook say: canonical names work there as well.
-gin_config.register_file_reader(_open_shipped, _is_shipped)
+# For code that calls gin.parse_config_file itself, in a notebook say: canonical names work there as well. In front,
+# since gin's own reader of packages fails on namespace packages.
+gin_config._FILE_READERS.insert(0, (_open_shipped, _is_shipped))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -328,7 +331,8 @@ def _parse(files, bindings, search_paths, root, flags) -> Configuration:
     _statements.extend(_read_flag(b if isinstance(b, Binding) else _split_flag(b)) for b in bindings)
     # Python's sort is stable: within a rank the order of reading stays.
     _statements.sort(key=lambda statement: statement.rank)
-    notes = [note for statement in list(_statements) if (note := _apply(statement))]
+    for statement in list(_statements):
+        _apply(statement)
     _no_rivals()
     missing = _missing(root, flags)
     unreferenced = _unreferenced_macros()
@@ -340,7 +344,9 @@ def _parse(files, bindings, search_paths, root, flags) -> Configuration:
     gin.finalize()  # runs hooks that users' modules may have registered
     # Left unlocked: a task module imported later may still register configurables of its own.
     gin_config._set_config_is_locked(False)
-    return Configuration(tuple(_files), tuple(notes))
+    skipped = {file.name: [s.written for s in _skipped if s.file == file.path] for file in _files}
+    return Configuration(tuple(_files), tuple(f"{name}: skipped what this job does not know: {_list(bindings)}"
+                                              for name, bindings in skipped.items() if bindings))
 
 
 class _Delegate(config_parser.ParserDelegate):
@@ -384,7 +390,7 @@ def _syntax(text: str, name: str) -> Iterator[Any]:
                         "VALUE; text needs quotes in a file)") from e
     except tokenize.TokenError as e:
         message, (line_number, _) = e.args
-        raise UserError(f"{name}:{line_number}: {message}: a bracket or a quote is not closed") from e
+        raise UserError(f"{name}:{line_number}: {message} (is a bracket or a quote left open?)") from e
 
 
 def _import(statement, where: str, context: gin_config.ParseContext) -> None:
@@ -465,8 +471,8 @@ def _gin_value(text: str) -> tuple[bool, Any]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _apply(statement: _Statement) -> str | None:
-    """Bind one statement in gin. Returns a note when a recorded binding is skipped as unknown to this job."""
+def _apply(statement: _Statement) -> None:
+    """Bind one statement in gin, or move it to `_skipped` when it is a recorded one of names unknown to this job."""
     with _context(statement.context):
         try:
             statement.value = _resolve(statement.value, statement)
@@ -481,11 +487,10 @@ def _apply(statement: _Statement) -> str | None:
                 # Recorded by a job with other configurables, or by another version; what matters is asked for below.
                 _statements.remove(statement)
                 _skipped.append(statement)
-                return f"skipped {statement.written} ({statement.where}): {_first_line(e)}"
+                return
             raise UserError(str(e)) from e
         gin_config.bind_parameter(key, statement.value)
         statement.key = gin_config.ParsedBindingKey.parse(key).scope_selector_arg
-    return None
 
 
 class _Unknown(Exception):
@@ -518,8 +523,8 @@ def _known_parameter(statement: _Statement) -> None:
         names = _parameters(found)
         if statement.argument in names:  # a parameter closed to gin, or a method named without its class
             raise _Unknown(f"{_at(statement)}: {_first_line(e)}") from e
-        raise _Unknown(f"{_at(statement)}: {statement.selector} has no parameter '{statement.argument}'"
-                       f"{_did_you_mean(_nearest(statement.argument, names)) or f'; it has {_list(names)}'}") from e
+        hint = _did_you_mean(_nearest(statement.argument, names)) or f"; it has {_list(names) or 'none'}"
+        raise _Unknown(f"{_at(statement)}: {statement.selector} has no parameter '{statement.argument}'{hint}") from e
 
 
 def _ask(lookup, selector: str, statement: _Statement):
@@ -534,8 +539,8 @@ def _ask(lookup, selector: str, statement: _Statement):
 
 def _unknown_configurable(selector: str, statement: _Statement) -> str:
     names = [_short(s) for s, _ in gin_config._REGISTRY.items() if not s.startswith("gin.")]
-    return (f"{_at(statement)}: no configurable '{selector}'{_did_you_mean(_nearest(selector, names))}; one of a module "
-            "of yours needs `import that.module` in a gin file")
+    return (f"{_at(statement)}: no configurable '{selector}'{_did_you_mean(_nearest(selector, names))}; one of a "
+            "module of yours needs `import that.module` in a gin file")
 
 
 def _parameters(configurable) -> list[str]:
@@ -674,8 +679,6 @@ def _read_keys(live, operative) -> set[tuple[str, str, str]]:
     for (called_in, selector), arguments in operative.items():
         scopes = called_in.split("/") if called_in else []
         outwards = ["/".join(scopes[:n]) for n in range(len(scopes), -1, -1)]
-        if selector in (_MACRO, _CONSTANT):
-            outwards = [called_in]  # a macro's scope is its name
         for argument in arguments:
             # gin takes the innermost scope that binds the argument; the outer ones are hidden by it.
             read.update([key for scope in outwards if (key := (scope, selector, argument)) in live][:1])

@@ -38,7 +38,7 @@ class Record:
 
 
 class TextInput:
-    """The records of a file or of stdin (`-`); iterates from the start once.
+    """The records of a file or of stdin (`-`); to be iterated once.
 
     Formats: `txt`, the line is the input. `tsv`, no quoting; the first column is the input and the second the target,
     or the columns that a header line calls `input_field` and `target_field`. `jsonl`, one object a line, with fields
@@ -70,13 +70,16 @@ class TextInput:
         self._with_target = with_target
         self._read = 0  # bytes
         self._size = None
-        if self.path != STANDARD:
+        if self.path == STANDARD:
+            self._file = sys.stdin.buffer
+        else:
             try:
-                if epath.Path(self.path).is_dir():
-                    raise IsADirectoryError(self.path)
                 self._size = epath.Path(self.path).stat().length
+                self._file = epath.Path(self.path).open("rb")
             except OSError as e:
                 raise UserError(f"Cannot read the input {self.path} ({type(e).__name__}): check infer.input.") from e
+        self._lines = self._split(self._file)
+        self._columns = self._find_columns() if self.format == "tsv" else []
 
     @property
     def fraction(self) -> float | None:
@@ -84,16 +87,9 @@ class TextInput:
         return min(1.0, self._read / self._size) if self._size else None
 
     def __iter__(self) -> Iterator[Record]:
-        with contextlib.ExitStack() as stack:
-            file = sys.stdin.buffer if self.path == STANDARD else stack.enter_context(epath.Path(self.path).open("rb"))
-            lines = self._lines(file)
-            if self.format == "txt":
-                parse = Record
-            elif self.format == "tsv":
-                parse = self._tsv_parser(lines)
-            else:
-                parse = self._parse_json
-            for line in lines:
+        parse = {"txt": Record, "tsv": self._parse_cells, "jsonl": self._parse_json}[self.format]
+        with contextlib.nullcontext() if self.path == STANDARD else self._file:
+            for line in self._lines:
                 try:
                     text = line.decode("utf-8")
                 except UnicodeDecodeError as e:
@@ -104,7 +100,7 @@ class TextInput:
                 except _Malformed as e:
                     yield Record(text, error=str(e))
 
-    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+    def _split(self, file: BinaryIO) -> Iterator[bytes]:
         """Lines without their end (LF or CRLF). Split as bytes: str.splitlines also splits at U+2028 and the like."""
         for number, line in enumerate(file):
             self._read += len(line)
@@ -112,24 +108,22 @@ class TextInput:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
             yield line.removesuffix(b"\n").removesuffix(b"\r")
 
-    def _tsv_parser(self, lines: Iterator[bytes]):
+    def _find_columns(self) -> list[int]:
         columns = [0, 1]
         if any(self._fields):
-            header = next(lines, b"").decode("utf-8", errors="replace").split("\t")
+            header = next(self._lines, b"").decode("utf-8", errors="replace").split("\t")
             for i, name in enumerate(self._fields):
                 if name is not None:
                     if name not in header:
                         raise UserError(f"{self.path} has no column {name!r}: its first line names {header}.")
                     columns[i] = header.index(name)
-        columns = columns[:2 if self._with_target else 1]
+        return columns[:2 if self._with_target else 1]
 
-        def parse(text: str) -> Record:
-            cells = text.split("\t")
-            if len(cells) <= max(columns):
-                raise _Malformed(f"{len(cells)} column(s), {max(columns) + 1} needed")
-            return Record(*(cells[c] for c in columns))
-
-        return parse
+    def _parse_cells(self, text: str) -> Record:
+        cells = text.split("\t")
+        if len(cells) <= max(self._columns):
+            raise _Malformed(f"{len(cells)} column(s), {max(self._columns) + 1} needed")
+        return Record(*(cells[c] for c in self._columns))
 
     def _parse_json(self, text: str) -> Record:
         try:
@@ -195,8 +189,11 @@ class FileOutput:
                 raise UserError(f"{self.folder} was made with another {', '.join(differ)} "
                                 f"({before.get(differ[0])!r}, now {settings.get(differ[0])!r}): {_ANEW}")
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(file, json.dumps(settings))
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _write_whole(file, json.dumps(settings))
+            except OSError as e:
+                raise UserError(f"Cannot write to {self.folder} ({type(e).__name__}): check infer.output.") from e
 
     def done(self) -> Iterator[dict[str, Any]]:
         """The records that earlier runs wrote, in order. To be read to its end before anything is written."""

@@ -1,6 +1,6 @@
 """Unsupervised objectives as seqio preprocessors: cut text, corrupt spans, make inputs and targets.
 
-Names and signatures are those of `t5.data.preprocessors`, so task modules written for T5 need only their import changed.
+Names and signatures are those of `t5.data.preprocessors`: task modules written for T5 need only their import changed.
 Token functions are of two kinds. *Dataset* functions map a `tf.data.Dataset` of dicts of int32 [n] tensors to another.
 *Mask* functions, `(length, noise_density, seeds) -> bool [length]`, say which tokens are noise, and *fill* functions,
 `(tokens [n], noise_mask [n], vocabulary, seeds) -> int32 [m]`, turn tokens and mask into one side of an example.

@@ -29,18 +29,11 @@ def one_name_for_each_module():
 
 @pytest.fixture(autouse=True)
 def fresh_gin_configuration():
-    """Take back the bindings, constants and search paths that a test leaves in gin; its configurables stay."""
-    gin = sys.modules.get("gin")
-    constants = gin.config._CONSTANTS.copy() if gin else None
-    prefixes = list(gin.config._LOCATION_PREFIXES) if gin else None
+    """Take back the bindings and search paths that a test leaves in gin; its configurables and constants stay."""
+    prefixes = list(sys.modules["gin"].config._LOCATION_PREFIXES) if "gin" in sys.modules else [""]
     yield
-    if "gin" not in sys.modules:
-        return
-    import gin
-
-    gin.clear_config()
-    if constants is not None:
-        gin.config._CONSTANTS = constants
+    if gin := sys.modules.get("gin"):
+        gin.clear_config()
         gin.config._LOCATION_PREFIXES[:] = prefixes
 
 

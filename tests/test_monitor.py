@@ -94,6 +94,7 @@ def test_resume_drops_what_a_dead_run_wrote_after_the_checkpoint(tmp_path, appen
     dead = monitor.MetricsWriter(tmp_path, resume_step=0, append=append, part_seconds=0)
     for step in range(10, 60, 10):
         dead.write(step, {"train/loss": -1.0, "train/mfu": -1.0})
+    dead.write(50, {"eval/x/loss": -1.0})  # nobody writes this one again
     last = monitor.metrics_files(tmp_path)[-1]
     last.write_text(last.read_text() + '{"step": 20, "name": "eval/x/lo')  # torn in the middle of a line
     # No close: it died.

@@ -6,6 +6,7 @@ vocabulary.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -152,6 +153,25 @@ def infer(
     return errors
 
 
+# At the top of the module, so that a second call of the job in one process compiles nothing again. Tracing reads the
+# rules of the partitioner in force, which jit does not see: they are an argument to be part of the key.
+_STATIC = ("model", "eos_id", "decoder", "rules")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _predict(params, inputs, row_ids, *, model, eos_id, decoder, rules):
+    del rules
+    return decoder(model, params, inputs, eos_id, row_ids)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _score(params, inputs, targets, *, model, eos_id, decoder, rules):
+    del eos_id, decoder, rules
+    start = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": start, "decoder_target_tokens": targets}
+    return decoding.score(model, params, batch)
+
+
 @dataclasses.dataclass
 class _Row:
     """A record on its way through the model. `place` is its index in the window."""
@@ -170,18 +190,9 @@ class _Worker:
         self.params, self.vocabulary, self.partitioner, self.mode = params, vocabulary, partitioner, mode
         self.batch_size = batch_size
         self.max_input_length, self.max_target_length = max_input_length, max_target_length
-
-        @jax.jit
-        def predict(params, inputs, row_ids):
-            return decoder(model, params, inputs, vocabulary.eos_id, row_ids)
-
-        @jax.jit
-        def score(params, inputs, targets):
-            start = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-            batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": start, "decoder_target_tokens": targets}
-            return decoding.score(model, params, batch)
-
-        self._predict, self._score = predict, score
+        # What the programs depend on besides their arrays.
+        self._static = {"model": model, "eos_id": vocabulary.eos_id, "decoder": decoder,
+                        "rules": repr(partitioner.rules)}
 
     def __call__(self, records: list[text_io.Record], first_line: int) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = [{}] * len(records)
@@ -222,12 +233,12 @@ class _Worker:
         """Queues a batch on the devices; (ids or None, scores), of arrays that may still be on their way."""
         inputs = self._padded([row.inputs for row in batch], self.max_input_length)
         if self.mode == "score":
-            return None, self._score(self.params, inputs, self._padded([row.targets for row in batch],
-                                                                       self.max_target_length))
+            targets = self._padded([row.targets for row in batch], self.max_target_length)
+            return None, _score(self.params, inputs, targets, **self._static)
         # A row is known by its line, so that sampling draws the same for it in any batch.
         places = [first_line + row.place for row in batch]
         places = np.array(places + [0] * (self.batch_size - len(batch)), np.int32)
-        return self._predict(self.params, inputs, jax.device_put(places, self.partitioner.batch))
+        return _predict(self.params, inputs, jax.device_put(places, self.partitioner.batch), **self._static)
 
     def _padded(self, rows: list[list[int]], max_length: int) -> jax.Array:
         """int32 [batch_size, n]: filled with empty rows, and n one of few lengths, so that few programs compile."""

@@ -102,8 +102,11 @@ def test_vocabulary_ids(corpus_dir):
     "text",
     [
         "plain words",
-        "Title.\n\n    indented\n      more\n", "  led by blanks",
-        "tab\there", "naïve 日本語 ∑ 🙂", "a  b ",
+        "Title.\n\n    indented\n      more\n",
+        "  led by blanks",
+        "tab\there",
+        "naïve 日本語 ∑ 🙂",
+        "a  b ",
         "\n",
     ],
 )

@@ -1,0 +1,284 @@
+"""Training data as a deterministic stream of global batches.
+
+    source ── block (stream, k) ── rows ── streams ── global batch ── devices
+
+A run has S streams, whatever the number of hosts: row i of a global batch of B rows comes from stream ⌊i·S/B⌋. A stream
+is a sequence of blocks, and a block is a function of (seed, stream, k) alone, so that where a stream stands is two
+integers: the block and the rows taken from it. They are saved with each checkpoint; going on costs the replay of one
+block. Nothing here needs TensorFlow; `SeqioSource` imports it when it is opened (`seqio_blocks.py`).
+"""
+
+import dataclasses
+import glob
+import hashlib
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import gin
+import jax
+import numpy as np
+
+from t5x_lite.errors import UserError
+
+Row = dict[str, np.ndarray]
+FEATURES = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
+# Streams give up after so many blocks without a row: the task filters everything away.
+EMPTY_BLOCKS = 100
+
+
+class Blocks(Protocol):
+    """An opened source."""
+
+    vocabulary: Any | None  # of t5x_lite.vocabularies, where the source knows it
+
+    def block(self, stream: int, k: int) -> Iterator[Row]:
+        """Rows of block k of one stream: int32 arrays of fixed lengths named as in FEATURES (and SEGMENTS)."""
+
+
+def derive_seed(*parts) -> int:
+    """A seed in [0, 2^31) from anything printable: near inputs give far seeds, the same in every process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") & 0x7FFFFFFF
+
+
+def permute(indices: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """A seeded bijection of [0, size), applied to int64 indices, without a table.
+
+    A four-round Feistel network on the next power of four, walked until it is back in range (Black & Rogaway 2002,
+    "Ciphers with arbitrary finite domains").
+    """
+    bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << bits) - 1)
+    keys = [np.uint64(derive_seed(seed, i)) for i in range(4)]
+
+    def encrypt(x):
+        left, right = x >> np.uint64(bits), x & mask
+        for key in keys:
+            mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+            mixed *= np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+        return (left << np.uint64(bits)) | right
+
+    out = encrypt(np.asarray(indices, np.uint64))
+    while (outside := out >= size).any():
+        out[outside] = encrypt(out[outside])
+    return out.astype(np.int64)
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class SeqioSource:
+    """A registered seqio task or mixture.
+
+    Attributes:
+      mixture_or_task_name: as registered.
+      feature_lengths: `{"inputs": 512, "targets": 114}`.
+      split: of the data set.
+      packing: several examples to a row, which never attend to each other.
+      seed: of order and of every random preprocessing.
+      num_streams: fixed for the life of a run; divides the batch size.
+      block_records: records in a block, where the source can be read at any place.
+      shuffle_buffer: examples among which a block is shuffled after preprocessing.
+      task_modules: modules that register tasks, imported when the source is opened.
+      vocabulary: used by every feature instead of the task's own (`@ByteVocabulary()`).
+    """
+
+    mixture_or_task_name: str
+    feature_lengths: Mapping[str, int]
+    split: str = "train"
+    packing: bool = True
+    seed: int = 0
+    num_streams: int = 4
+    block_records: int = 2048
+    shuffle_buffer: int = 1000
+    task_modules: Sequence[str] = ("t5x_lite.tasks",)
+    vocabulary: Any | None = None
+
+    def open(self) -> Blocks:
+        """Raises UserError for an unknown task, split, or too short feature lengths."""
+        from t5x_lite import seqio_blocks  # TensorFlow: seconds, and absent on some machines
+
+        return seqio_blocks.SeqioBlocks(self)
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class NpzSource:
+    """Tokenized rows in .npz files: arrays [n, length] named as in FEATURES, needing neither seqio nor TensorFlow.
+
+    Attributes:
+      pattern: one file or a glob.
+      vocabulary: kept in the checkpoints, so that text can be given to the model later.
+    """
+
+    pattern: str
+    seed: int = 0
+    num_streams: int = 4
+    vocabulary: Any | None = None
+
+    def open(self) -> "NpzBlocks":
+        return NpzBlocks(self)
+
+
+class NpzBlocks:
+    """A block is one stream's share of one epoch."""
+
+    def __init__(self, source: NpzSource):
+        self._source = source
+        self.vocabulary = source.vocabulary
+        files = sorted(glob.glob(source.pattern))
+        if not files:
+            raise UserError(f"NpzSource.pattern = {source.pattern!r}: no such file; give a .npz file or a glob")
+        parts = []
+        for file in files:
+            with np.load(file, allow_pickle=False) as arrays:
+                missing = [name for name in FEATURES if name not in arrays]
+                if missing:
+                    raise UserError(f"{file} lacks the array(s) {', '.join(missing)}; it has {', '.join(arrays)}")
+                parts.append({n: arrays[n].astype(np.int32) for n in (*FEATURES, *SEGMENTS) if n in arrays})
+        if len({tuple((n, a.shape[1:]) for n, a in part.items()) for part in parts}) != 1:
+            raise UserError(f"the files of {source.pattern!r} differ in their arrays or lengths; give one kind")
+        self._columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._size = len(self._columns[FEATURES[0]])
+        if any(len(column) != self._size for column in self._columns.values()):
+            raise UserError(f"the arrays of {source.pattern!r} differ in their number of rows")
+        if self._size < source.num_streams:
+            raise UserError(f"{source.pattern!r} has {self._size} rows for {source.num_streams} streams; lower num_streams")
+
+    def block(self, stream: int, k: int) -> Iterator[Row]:
+        places = np.arange(stream, self._size, self._source.num_streams)
+        for i in permute(places, self._size, derive_seed(self._source.seed, "epoch", k)):
+            yield {name: column[i] for name, column in self._columns.items()}
+
+
+class Stream:
+    """Rows of one stream, without end."""
+
+    def __init__(self, blocks: Blocks, index: int, position: Sequence[int] = (0, 0)):
+        self._blocks, self._index = blocks, index
+        self._k, self._offset = int(position[0]), int(position[1])
+        self._rows: Iterator[Row] | None = None
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(block, rows taken from it)."""
+        return self._k, self._offset
+
+    def take(self, n: int) -> list[Row]:
+        rows: list[Row] = []
+        empty = 0
+        while len(rows) < n:
+            if self._rows is None:
+                self._rows = self._blocks.block(self._index, self._k)
+                for _ in range(self._offset):
+                    next(self._rows, None)
+            row = next(self._rows, None)
+            if row is not None:
+                rows.append(row)
+                self._offset += 1
+                continue
+            empty = empty + 1 if self._offset == 0 else 0
+            if empty == EMPTY_BLOCKS:
+                raise UserError(f"{EMPTY_BLOCKS} blocks of data in a row are empty; the task filters out every example")
+            self._rows, self._k, self._offset = None, self._k + 1, 0
+        return rows
+
+
+class Batches:
+    """Global batches on the devices, prepared ahead by a thread while steps run.
+
+    Iterating gives (batch, positions): global `jax.Array`s, and where this process's streams stand after the batch
+    (int64 [S, 2], zeros for streams of other processes).
+
+    Raises:
+      UserError: S does not divide the batch, or a process's devices hold only part of a stream's rows.
+    """
+
+    def __init__(self, blocks: Blocks, num_streams: int, batch_size: int, sharding: jax.sharding.NamedSharding,
+                 positions: np.ndarray | None = None, depth: int = 4):
+        if num_streams < 1 or batch_size % num_streams:
+            raise UserError(f"num_streams = {num_streams} must divide BATCH_SIZE = {batch_size}; use a power of two")
+        self._rows_each = batch_size // num_streams
+        self._batch_size, self._sharding = batch_size, sharding
+        self._positions = np.zeros((num_streams, 2), np.int64) if positions is None else np.array(positions)
+        if self._positions.shape != (num_streams, 2):
+            raise UserError(f"this run was begun with {len(self._positions)} data streams, not {num_streams}; "
+                            "num_streams stays as it was")
+        slices = [s[0] for s in sharding.addressable_devices_indices_map((batch_size,)).values()]
+        rows = sorted({i for s in slices for i in range(*s.indices(batch_size))})
+        own = sorted({i // self._rows_each for i in rows})
+        self._streams = {i: Stream(blocks, i, self._positions[i]) for i in own}
+        self._queue: queue.Queue = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> tuple[dict[str, jax.Array], np.ndarray]:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stops the thread. What was prepared and not taken is lost, and its positions were never handed out."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.05)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self.close()
+
+    def _produce(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self._put(self._next_batch())
+        except BaseException as problem:  # handed to the consumer, whose call failed
+            self._put(problem)
+
+    def _put(self, item) -> None:
+        while not self._stopped.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _next_batch(self):
+        each = self._rows_each
+        by_stream = {i: stream.take(each) for i, stream in self._streams.items()}
+        positions = np.zeros_like(self._positions)
+        for i, stream in self._streams.items():
+            positions[i] = stream.position
+        first = next(iter(by_stream.values()))[0]
+
+        def array(name: str) -> jax.Array:
+            def rows(index):
+                start, stop, _ = index[0].indices(self._batch_size)
+                return np.stack([by_stream[r // each][r % each][name] for r in range(start, stop)])
+
+            shape = (self._batch_size, *first[name].shape)
+            return jax.make_array_from_callback(shape, self._sharding, rows)
+
+        names = [name for name in (*FEATURES, *SEGMENTS) if name in first]
+        return {name: array(name) for name in names}, positions
+
+
+def gather_positions(positions: np.ndarray) -> np.ndarray:
+    """The positions of all streams on every process, int64 [S, 2]."""
+    if jax.process_count() == 1:
+        return positions
+    from jax.experimental import multihost_utils
+
+    # Sent as int32: 64-bit integers are off by default in JAX, and a block has far fewer than 2^31 rows.
+    return np.asarray(multihost_utils.process_allgather(positions.astype(np.int32))).max(axis=0).astype(np.int64)

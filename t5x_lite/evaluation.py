@@ -1,0 +1,134 @@
+"""Evaluation of parameters on seqio tasks: teacher-forced loss, and metrics of decoded text.
+
+Nothing is packed here. Which examples count is fixed when the evaluation is opened, and they stay in memory.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from t5x_lite import decoding
+from t5x_lite.errors import UserError
+from t5x_lite.models import Model
+from t5x_lite.partitioning import Partitioner
+from t5x_lite.trainer import eval_step
+
+
+@gin.configurable(module="t5x_lite")
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What to evaluate on.
+
+    Attributes:
+      mixture_or_task_name: a mixture is evaluated task by task.
+      feature_lengths: inputs and targets are cut to these.
+      split, num_examples: the first `num_examples` of the split of each task; None for all.
+      batch_size: examples at a time; rounded up to what the devices divide.
+      decode: compute the tasks' own metrics from decoded text too, where a task has some.
+      decoder: how to decode; `Decoder()` by default, with targets' length as the limit.
+      task_modules, vocabulary: as in SeqioSource.
+    """
+
+    mixture_or_task_name: str
+    feature_lengths: Mapping[str, int]
+    split: str = "validation"
+    num_examples: int | None = None
+    batch_size: int = 32
+    decode: bool = True
+    decoder: decoding.Decoder | None = None
+    task_modules: Sequence[str] = ("t5x_lite.tasks",)
+    vocabulary: Any | None = None
+
+    def open(self) -> "Evaluator":
+        """Reads and tokenizes the examples; imports TensorFlow."""
+        return Evaluator(self)
+
+
+@dataclasses.dataclass
+class Results:
+    """Of one evaluation: `eval/<task>/<metric>` -> value, and some decoded examples."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, str]]
+
+
+class Evaluator:
+    def __init__(self, config: Evaluation):
+        from t5x_lite import seqio_evaluation  # TensorFlow
+
+        self.config = config
+        self._decoder = config.decoder or decoding.Decoder(max_length=config.feature_lengths["targets"])
+        self._data = seqio_evaluation.EvaluationData(config)
+        self._compiled: dict[Any, Any] = {}
+
+    @property
+    def vocabulary(self):
+        """Of the targets; TensorFlow-free."""
+        return self._data.vocabulary
+
+    def describe(self) -> str:
+        counts = ", ".join(f"{name} {len(rows['decoder_target_tokens']):,}" for name, rows in self._data.examples.items())
+        return f"evaluation on {self.config.split}: {counts} examples"
+
+    def run(self, model: Model, params, partitioner: Partitioner, decode: bool | None = None) -> Results:
+        """Metrics of parameters that lie on the partitioner's mesh.
+
+        Args:
+          decode: overrides `Evaluation.decode`.
+        """
+        decode = self.config.decode if decode is None else decode
+        metrics, samples = {}, []
+        with partitioner.activate():
+            for task, rows in self._data.examples.items():
+                metrics |= {f"eval/{task}/{k}": v for k, v in self._teacher_forced(model, params, partitioner, rows).items()}
+            if decode:
+                for task, (values, examples) in self._data.decoded_metrics(
+                    lambda tokens: self._decode(model, params, partitioner, tokens)
+                ).items():
+                    metrics |= {f"eval/{task}/{name}": value for name, value in values.items()}
+                    samples += examples
+        return Results(metrics, samples)
+
+    def _teacher_forced(self, model, params, partitioner, rows) -> dict[str, float]:
+        step = self._compile("score", model, partitioner, lambda params, batch: eval_step(model, params, batch))
+        totals: dict[str, float] = {}
+        for batch, _ in self._batches(rows, partitioner):
+            sums = jax.device_get(step(params, batch))
+            totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
+        if not totals.get("weights"):
+            raise UserError(f"evaluation on {self.config.split} has no target tokens")
+        return {"loss": totals["loss"] / totals["weights"], "accuracy": totals["correct"] / totals["weights"]}
+
+    def _decode(self, model, params, partitioner, tokens: np.ndarray) -> np.ndarray:
+        """int32 [n, s] -> ids int32 [n, t], 0 after EOS."""
+        step = self._compile(
+            "decode", model, partitioner, lambda params, batch: self._decoder(model, params, batch["tokens"])[0]
+        )
+        out = [np.asarray(step(params, batch))[:real] for batch, real in self._batches({"tokens": tokens}, partitioner)]
+        return np.concatenate(out)
+
+    def _batches(self, rows: Mapping[str, np.ndarray], partitioner: Partitioner):
+        """Batches of one shape on the devices, the last one padded with empty rows, and the number of real rows."""
+        shards = partitioner.batch_shards
+        size = -(-self.config.batch_size // shards) * shards
+        total = len(next(iter(rows.values())))
+        for start in range(0, total, size):
+            part = {name: column[start : start + size] for name, column in rows.items()}
+            real = len(next(iter(part.values())))
+            part = {n: np.pad(c, ((0, size - real), *((0, 0),) * (c.ndim - 1))) for n, c in part.items()}
+            yield {n: _global(c, partitioner.batch) for n, c in part.items()}, real
+
+    def _compile(self, name, model, partitioner, function):
+        key = (name, model, id(partitioner))
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(function, out_shardings=partitioner.replicated)
+        return self._compiled[key]
+
+
+def _global(rows: np.ndarray, sharding) -> jax.Array:
+    # Every process has all examples; each gives its devices their part.
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])

@@ -1,0 +1,228 @@
+"""seqio tasks and mixtures, cut into blocks: the only door through which TensorFlow comes into training.
+
+Where every source can be read at any place, block k of a stream is a fixed set of records: task j with rate r_j gives
+its records ⌊r_j·K·k⌋ up to ⌊r_j·K·(k+1)⌋ of that stream, through a seeded permutation of the records for each epoch. So
+rates are exact, and each record is seen once an epoch. Elsewhere a block is a stream's shard of one epoch (of a mixture:
+the whole endless stream); going on replays it from its start.
+"""
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np  # noqa: E402
+import seqio  # noqa: E402
+import tensorflow as tf  # noqa: E402
+import tensorflow_datasets as tfds  # noqa: E402
+
+from t5x_lite import vocabularies  # noqa: E402
+from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
+from t5x_lite.errors import UserError  # noqa: E402
+
+# JAX owns the accelerators.
+tf.config.set_visible_devices([], "GPU")
+
+
+def find(name: str, task_modules: Sequence[str], vocabulary=None) -> seqio.Task | seqio.Mixture:
+    """The registered task or mixture, on another vocabulary where one is given.
+
+    Raises:
+      UserError: a module that cannot be imported, or an unknown name (with the nearest ones).
+    """
+    for module in task_modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as e:
+            raise UserError(f"task_modules names {module!r}, which cannot be imported: {e}") from e
+    names = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
+    if name not in names:
+        import difflib
+
+        near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"MIXTURE_OR_TASK_NAME = {name!r} is not registered by {', '.join(task_modules)}{hint}")
+    provider = seqio.get_mixture_or_task(name)
+    return provider if vocabulary is None else _with_vocabulary(provider, vocabulary)
+
+
+def _with_vocabulary(provider, vocabulary):
+    """The same task or mixture, registered beside the original under a name that tells the vocabulary."""
+    tag = f"{derive_seed(vocabulary.to_dict()):08x}"
+    name = f"{provider.name}#{tag}"
+    if isinstance(provider, seqio.Mixture):
+        if name not in seqio.MixtureRegistry.names():
+            rates = [(_with_vocabulary(task, vocabulary).name, provider.get_rate(task)) for task in provider.tasks]
+            seqio.MixtureRegistry.add(name, rates)
+        return seqio.get_mixture_or_task(name)
+    if name not in seqio.TaskRegistry.names():
+        other = _to_seqio(vocabulary)
+        features = {
+            key: type(f)(**{**vars(f), "vocabulary": other}) for key, f in provider.output_features.items()
+        }
+        seqio.TaskRegistry.add_provider(name, provider.replace(name=name, output_features=features))
+    return seqio.get_mixture_or_task(name)
+
+
+def plain_name(name: str) -> str:
+    """The registered name, without the mark of another vocabulary."""
+    return name.split("#")[0]
+
+
+def _to_seqio(vocabulary) -> seqio.Vocabulary:
+    if isinstance(vocabulary, vocabularies.ByteVocabulary):
+        return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
+    if getattr(vocabulary, "path", None) is None:
+        raise UserError("this vocabulary was not read from a file; give SentencePieceVocabulary.path")
+    return seqio.SentencePieceVocabulary(str(vocabulary.path), vocabulary.extra_ids)
+
+
+def vocabulary_of(provider) -> vocabularies.Vocabulary:
+    """The TensorFlow-free twin of the targets' vocabulary."""
+    return vocabularies.from_seqio(provider.output_features["targets"].vocabulary)
+
+
+def converter(packing: bool) -> seqio.FeatureConverter:
+    return seqio.EncDecFeatureConverter(pack=packing)
+
+
+class _Records(seqio.DataSource):
+    """A fixed list of records in place of a task's own source."""
+
+    def __init__(self, records: Sequence[Mapping[str, object]]):
+        super().__init__(splits=("train",))
+        self._columns = {name: np.array([record[name] for record in records]) for name in records[0]}
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def num_input_examples(self, split: str) -> None:
+        return None  # unknown to seqio, which would keep a small data set in memory
+
+    def get_dataset(self, split="train", shuffle=False, seed=None, shard_info=None, **unused) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(self._columns)
+
+
+def _open_records(task: seqio.Task, split: str):
+    """The records of a split by index, `len()` and `[i]`; None where the source can only be read in order."""
+    source = task.source
+    if hasattr(source, "open_split"):
+        return source.open_split(split)
+    if isinstance(source, seqio.TfdsDataSource) and source.tfds_dataset.name:
+        builder = source.tfds_dataset.builder
+        if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+            return builder.as_data_source(split=split)
+    return None
+
+
+class SeqioBlocks:
+    """See `data.Blocks`; `config` is a `data.SeqioSource`."""
+
+    def __init__(self, config):
+        self._config = config
+        self._provider = find(config.mixture_or_task_name, config.task_modules, config.vocabulary)
+        check_split(self._provider, config.split)
+        check_lengths(self._provider, config.feature_lengths)
+        mixture = isinstance(self._provider, seqio.Mixture)
+        self._tasks = list(self._provider.tasks) if mixture else [self._provider]
+        rates = np.array([self._provider.get_rate(task) for task in self._tasks]) if mixture else np.ones(1)
+        self._rates = rates / rates.sum()
+        self._records = [_open_records(task, config.split) for task in self._tasks]
+        self.seekable = all(records is not None for records in self._records)
+        if not self.seekable:
+            print(f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
+                  + ("its stream" if mixture else "the current epoch"))
+        self.vocabulary = vocabulary_of(self._provider)
+        self._converter = converter(config.packing)
+
+    def block(self, stream: int, k: int) -> Iterator[Row]:
+        config = self._config
+        seed = derive_seed(config.seed, config.mixture_or_task_name, stream, k)
+        if self.seekable:
+            dataset = self._records_block(stream, k, seed)
+        else:
+            dataset = self._epoch_block(stream, k, seed)
+        if dataset is None:
+            return
+        lengths = dict(config.feature_lengths)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = self._converter(dataset, lengths)
+        options = tf.data.Options()
+        options.deterministic = True
+        options.threading.private_threadpool_size = 2
+        dataset = dataset.with_options(options).prefetch(16)
+        for row in dataset.as_numpy_iterator():
+            yield row
+
+    def _records_block(self, stream: int, k: int, seed: int) -> tf.data.Dataset | None:
+        datasets, counts = [], []
+        for j, (task, records) in enumerate(zip(self._tasks, self._records, strict=True)):
+            each = self._rates[j] * self._config.block_records
+            start, stop = int(each * k), int(each * (k + 1))
+            if start == stop:
+                continue
+            # Streams take turns in the order of an endless sequence of epochs.
+            places = np.arange(start, stop, dtype=np.int64) * self._config.num_streams + stream
+            epochs, within = np.divmod(places, len(records))
+            chosen = np.empty_like(within)
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                order = derive_seed(self._config.seed, plain_name(task.name), "epoch", int(epoch))
+                chosen[here] = permute(within[here], len(records), order)
+            datasets.append(self._examples(task, _read(records, chosen), derive_seed(seed, j)))
+            counts.append(float(stop - start))
+        if not datasets:
+            return None
+        if len(datasets) == 1:
+            return datasets[0]
+        weights = (np.array(counts) / sum(counts)).tolist()
+        return tf.data.Dataset.sample_from_datasets(datasets, weights, seed=seed, stop_on_empty_dataset=False)
+
+    def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
+        lengths = dict(self._config.feature_lengths)
+        dataset = task.replace(source=_Records(records)).get_dataset(
+            sequence_length=lengths, split="train", shuffle=False, seed=seed, num_epochs=1, try_in_mem_cache=False
+        )
+        dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
+        if self._config.shuffle_buffer:
+            dataset = dataset.shuffle(self._config.shuffle_buffer, seed=seed, reshuffle_each_iteration=False)
+        return dataset
+
+    def _epoch_block(self, stream: int, k: int, seed: int) -> tf.data.Dataset:
+        config = self._config
+        arguments = dict(
+            sequence_length=dict(config.feature_lengths),
+            split=config.split,
+            shuffle=True,
+            seed=seed,
+            shard_info=seqio.ShardInfo(index=stream, num_shards=config.num_streams),
+        )
+        if isinstance(self._provider, seqio.Mixture):
+            return self._provider.get_dataset(num_epochs=None, log_mixing_proportions=False, **arguments)
+        return self._provider.get_dataset(num_epochs=1, **arguments)
+
+
+def _read(records, indices: np.ndarray) -> list[Mapping[str, object]]:
+    indices = [int(i) for i in indices]
+    if hasattr(records, "__getitems__"):
+        return records.__getitems__(indices)
+    return [records[i] for i in indices]
+
+
+def check_split(provider, split: str) -> None:
+    if split not in provider.splits:
+        raise UserError(f"{plain_name(provider.name)} has no split {split!r}; it has {', '.join(provider.splits)}")
+
+
+def check_lengths(provider, lengths: Mapping[str, int]) -> None:
+    missing = [name for name in provider.output_features if name not in lengths]
+    if missing:
+        raise UserError(f"TASK_FEATURE_LENGTHS lacks {', '.join(missing)}; for example "
+                        '{"inputs": 512, "targets": 114}')

@@ -1,0 +1,98 @@
+"""The examples and metrics of seqio tasks for `evaluation.py`; metrics are computed by seqio's own Evaluator."""
+
+from collections.abc import Callable
+
+import numpy as np
+import seqio
+
+from t5x_lite import seqio_blocks
+from t5x_lite.errors import UserError
+
+# Random preprocessing (span corruption) of evaluation examples: the same in every evaluation of every run.
+SEED = 42
+SAMPLES = 3
+
+
+class EvaluationData:
+    """Tokenized examples of each task, and the metrics of decoded ones.
+
+    Attributes:
+      examples: task name -> {feature name: int32 [n, length]}, unpacked.
+      vocabulary: the targets', TensorFlow-free.
+    """
+
+    def __init__(self, config):
+        provider = seqio_blocks.find(config.mixture_or_task_name, config.task_modules, config.vocabulary)
+        seqio_blocks.check_lengths(provider, config.feature_lengths)
+        tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+        self._config, self._provider = config, provider
+        self.vocabulary = seqio_blocks.vocabulary_of(provider)
+        self.examples: dict[str, dict[str, np.ndarray]] = {}
+        for task in tasks:
+            seqio_blocks.check_split(task, config.split)
+            self.examples[seqio_blocks.plain_name(task.name)] = self._read(task)
+        self._evaluator: seqio.Evaluator | None = None
+
+    def _read(self, task: seqio.Task) -> dict[str, np.ndarray]:
+        dataset = task.get_dataset(
+            sequence_length=dict(self._config.feature_lengths), split=self._config.split, shuffle=False, seed=SEED
+        )
+        dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
+        dataset = seqio_blocks.converter(packing=False)(dataset, dict(self._config.feature_lengths))
+        if self._config.num_examples is not None:
+            dataset = dataset.take(self._config.num_examples)
+        rows = list(dataset.as_numpy_iterator())
+        if not rows:
+            raise UserError(f"{seqio_blocks.plain_name(task.name)} has no examples in split {self._config.split!r}")
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def decoded_metrics(self, decode: Callable[[np.ndarray], np.ndarray]):
+        """{task: ({metric: value}, samples)} of the tasks that have metrics.
+
+        Args:
+          decode: encoder tokens int32 [n, s] -> ids int32 [n, t].
+        """
+        if self._evaluator is None:
+            self._evaluator = seqio.Evaluator(
+                self._provider.name,
+                feature_converter=seqio_blocks.converter(packing=False),
+                eval_split=self._config.split,
+                sequence_length=dict(self._config.feature_lengths),
+                num_examples=self._config.num_examples,
+                seed=SEED,
+                async_compute_metrics=False,
+            )
+        if not self._evaluator.eval_tasks:
+            return {}
+
+        def predict(dataset, model_feature_shapes=None):
+            del model_feature_shapes
+            indexed = [(int(i), row["encoder_input_tokens"]) for i, row in dataset.as_numpy_iterator()]
+            ids = decode(np.stack([tokens for _, tokens in indexed]))
+            return [(i, row.tolist()) for (i, _), row in zip(indexed, ids, strict=True)]
+
+        metrics, outputs = self._evaluator.evaluate(compute_metrics=True, predict_fn=predict, score_fn=_no_scores)
+        result = {}
+        for task in self._evaluator.eval_tasks:
+            values = {name: float(value.value) for name, value in metrics.result()[task.name].items()
+                      if hasattr(value, "value") and np.ndim(value.value) == 0}
+            predictions = next(iter(outputs[task.name].values()), [])
+            result[seqio_blocks.plain_name(task.name)] = values, self._samples(task, predictions)
+        return result
+
+    def _samples(self, task: seqio.Task, predictions) -> list[dict[str, str]]:
+        samples = []
+        examples = self._evaluator.cached_task_datasets[task.name].take(SAMPLES).as_numpy_iterator()
+        for example, ids in zip(examples, predictions):
+            texts = {
+                key: example[f"{key}_pretokenized"].decode("utf-8", "replace")
+                for key in ("inputs", "targets")
+                if f"{key}_pretokenized" in example
+            }
+            prediction = self.vocabulary.decode([int(i) for i in ids])
+            samples.append({"task": seqio_blocks.plain_name(task.name), **texts, "prediction": prediction})
+        return samples
+
+
+def _no_scores(dataset, model_feature_shapes=None):
+    raise UserError("a task's metric asks for scores of targets, which evaluation does not compute yet")

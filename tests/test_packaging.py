@@ -1,0 +1,175 @@
+"""What an installer gets: the wheel's content, what runs from it, and the pins."""
+
+import configparser
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = {"t5x_lite": "t5x_lite", "tasks": "t5x_lite/tasks", "gin": "t5x_lite/gin"}  # in the checkout, in the wheel
+HEAVY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "torch", "transformers")
+# The rooms that may need TensorFlow. Everything else must work, and start quickly, where it is not installed.
+NEEDS_TENSORFLOW = {"t5x_lite.data", "t5x_lite.jobs.evaluate"}
+
+
+def run(*arguments, cwd, check=True, **environment):
+    """Run Python on `arguments` in `cwd`, with nothing of this process's import path; return the finished process."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=300
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the checkout by the installed setuptools: nothing is fetched."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    run("-c", "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])", str(out), cwd=source)
+    (path,) = out.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory):
+    """The wheel's content in a folder, as an installer leaves it."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    wheel.extractall(folder)
+    return folder
+
+
+def run_unpacked(unpacked, tmp_path, code):
+    """Run `code` in an empty folder against the unpacked wheel; return the JSON that it prints.
+
+    Without `site` (-S) no .pth file is read, so that an editable installation of this checkout cannot help out.
+    """
+    libraries = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    path = os.pathsep.join([str(unpacked), *libraries])
+    return json.loads(run("-S", "-P", "-c", code, cwd=tmp_path, PYTHONPATH=path).stdout)
+
+
+def modules_of_the_core():
+    """The importable modules of t5x_lite/ but for those that may need TensorFlow."""
+    files = sorted((ROOT / "t5x_lite").rglob("*.py"))
+    names = [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in files]
+    return [name for name in names if name not in NEEDS_TENSORFLOW and not name.endswith("__main__")]
+
+
+def test_wheel_holds_the_whole_tree(wheel):
+    files = {
+        f"{inside}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, inside in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == files
+
+
+def test_wheel_puts_one_name_at_the_top(wheel):
+    assert {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name} == {"t5x_lite"}
+
+
+def test_wheel_has_its_license_and_no_file_twice(wheel):
+    names = wheel.namelist()
+    (license_file,) = [name for name in names if name.endswith("/LICENSE")]
+    assert wheel.read(license_file) == (ROOT / "LICENSE").read_bytes()
+    assert len(names) == len(set(names))
+
+
+def test_wheel_finds_its_gin_files_and_tasks(unpacked, tmp_path):
+    found = run_unpacked(
+        unpacked,
+        tmp_path,
+        "import importlib.resources, importlib.util, json, sys\n"
+        "from t5x_lite import configuration\n"
+        "size = importlib.resources.files('t5x_lite') / 'gin' / 'models' / 't5_1_1' / 'small.gin'\n"
+        "print(json.dumps({'resource': size.is_file(), 'folder': str(configuration.shipped_folder()),\n"
+        "    'names': configuration.shipped_names(), 'tasks': importlib.util.find_spec('t5x_lite.tasks').origin,\n"
+        "    'bare': importlib.util.find_spec('tasks') is None, 'gin': sys.modules['gin'].__file__}))",
+    )
+    assert found["resource"] and found["bare"]
+    assert pathlib.Path(found["folder"]) == unpacked / "t5x_lite" / "gin"
+    assert found["names"] == sorted(p.relative_to(ROOT / "gin").as_posix() for p in (ROOT / "gin").rglob("*.gin"))
+    assert pathlib.Path(found["tasks"]) == unpacked / "t5x_lite" / "tasks" / "__init__.py"
+    assert unpacked not in pathlib.Path(found["gin"]).parents
+
+
+def test_wheel_has_the_command(unpacked, tmp_path):
+    found = run_unpacked(
+        unpacked,
+        tmp_path,
+        "import importlib.metadata as m, json\n"
+        "d = m.distribution('t5x-lite')\n"
+        "(command,) = d.entry_points.select(group='console_scripts')\n"
+        "main = command.load()\n"
+        "print(json.dumps([command.name, main.__module__, callable(main), main.__code__.co_filename, d.version]))",
+    )
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    file = str(unpacked / "t5x_lite" / "cli.py")
+    assert found == ["t5x-lite", "t5x_lite.cli", True, file, config["metadata"]["version"]]
+
+
+def test_core_imports_without_tensorflow(tmp_path):
+    code = (
+        "import importlib, sys\n"
+        "names, heavy = (a.split() for a in sys.argv[1:])\n"
+        "for name in names:\n"
+        "    importlib.import_module(name)\n"
+        "    loaded = [h for h in heavy if h in sys.modules]\n"
+        "    assert not loaded, f'{name} imports {loaded}'\n"
+    )
+    names = modules_of_the_core()
+    assert {"t5x_lite.trainer", "t5x_lite.decoding", "t5x_lite.models", "t5x_lite.checkpoints"} <= set(names)
+    run("-P", "-c", code, " ".join(names), " ".join(HEAVY), cwd=tmp_path)
+
+
+def test_bare_names_in_a_checkout():
+    """From the root, `tasks` is refused before it registers anything, and `gin` is the library."""
+    refused = run("-c", "import tasks", cwd=ROOT, check=False)
+    assert refused.returncode != 0 and "import it as `t5x_lite.tasks`" in refused.stderr, refused.stderr
+    library = run("-c", "import gin; print(gin.__file__)", cwd=ROOT).stdout.strip()
+    assert ROOT / "gin" not in pathlib.Path(library).parents and library.endswith("__init__.py")
+
+
+def requirements():
+    """Every requirement in setup.cfg, the extras' and the build's included, as (extra, Requirement)."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lists = {"": config["options"]["install_requires"], **config["options.extras_require"]}
+    return [(extra, Requirement(line)) for extra, text in lists.items() for line in text.split("\n") if line.strip()]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_constraints_pin_each_requirement_once(python):
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        pin = Requirement(line)  # an option, such as an index, is not a requirement
+        assert not pin.url and [s.operator for s in pin.specifier] == ["=="], line
+        if pin.marker is None or pin.marker.evaluate(environment):
+            name = canonicalize_name(pin.name)
+            assert name not in pins, f"{name} is pinned twice for Python {python}"
+            (pins[name],) = (s.version for s in pin.specifier)
+    for extra, wanted in requirements():
+        version = pins.get(canonicalize_name(wanted.name))
+        assert version is not None, f"{wanted} [{extra}] is not in constraints.txt: run the command in its first lines"
+        assert wanted.specifier.contains(version, prereleases=True), f"{wanted} [{extra}], but {version} is pinned"
