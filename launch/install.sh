@@ -16,19 +16,20 @@ fail() { echo "launch/install.sh: $*" >&2; exit 1; }
 
 # TensorFlow has wheels for these versions; the interpreter is run, because a shim may stand for nothing.
 version_of() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true; }
+describe() { local v; v=$(version_of "$1"); echo "${v:-nothing that runs}"; }
 supported() { case "$(version_of "$1")" in 3.11.*|3.12.*|3.13.*) ;; *) return 1 ;; esac; }
 
 # 3.13 comes last: seqio needs editdistance, which has no wheel for it, so that a C++ compiler is needed.
 python=${PYTHON:-}
 if [ -n "$python" ]; then
   supported "$python" ||
-    fail "PYTHON=$python is Python '$(version_of "$python")', but 3.11, 3.12 or 3.13 is needed: name one, as in PYTHON=python3.12"
+    fail "PYTHON=$python is $(describe "$python"), but 3.11, 3.12 or 3.13 is needed: name one, as in PYTHON=python3.12"
 else
   for candidate in python3 python3.12 python3.11 python3.13; do
     if supported "$candidate"; then python=$candidate; break; fi
   done
   [ -n "$python" ] ||
-    fail "no Python 3.11, 3.12 or 3.13 found (python3 is '$(version_of python3)'): install one, or name it as in PYTHON=/path/to/python3.12"
+    fail "no Python 3.11, 3.12 or 3.13 found (python3 is $(describe python3)): install one, or name it as in PYTHON=/path/to/python3.12"
 fi
 version=$(version_of "$python")
 

@@ -144,5 +144,5 @@ def _mark_divergence(axes, steps, values, color, label):
     broken = ~np.isfinite(values)
     onset = broken & ~np.concatenate([[False], broken[:-1]])
     if onset.any():
-        axes.plot(steps[onset], np.zeros(onset.sum()), color=color, marker="X", markersize=9, linestyle="", clip_on=False,
-                  transform=axes.get_xaxis_transform(), label=f"{label}: not a number")
+        axes.plot(steps[onset], np.zeros(onset.sum()), color=color, marker="X", markersize=9, linestyle="",
+                  clip_on=False, transform=axes.get_xaxis_transform(), label=f"{label}: not a number")

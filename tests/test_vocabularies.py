@@ -45,7 +45,8 @@ def byte_fallback_file(tmp_path_factory):
 
 
 PAIRS = {
-    "T5's 100 sentinels": lambda m, _: (SentencePieceVocabulary.from_path(m), seqio.SentencePieceVocabulary(str(m), 100)),
+    "T5's 100 sentinels": lambda m, _: (SentencePieceVocabulary.from_path(m),
+                                        seqio.SentencePieceVocabulary(str(m), 100)),
     "three sentinels": lambda m, _: (SentencePieceVocabulary.from_path(m, 3), seqio.SentencePieceVocabulary(str(m), 3)),
     "no sentinels": lambda m, _: (SentencePieceVocabulary.from_path(m, 0), seqio.SentencePieceVocabulary(str(m), 0)),
     "sentinels forwards": lambda m, _: (SentencePieceVocabulary.from_path(m, 5, reverse_extra_ids=False),
@@ -62,8 +63,8 @@ def pair(request, model_file, byte_fallback_file):
     return PAIRS[request.param](model_file, byte_fallback_file)
 
 
-TEXTS = ["", " ", "hello world", "  the   fox ", "<extra_id_0>", "fox <extra_id_0> dog <extra_id_1>", "fox<extra_id_0>dog",
-         "<extra_id_99> <extra_id_100>", "<extra_id_4>\n<extra_id_2>", "▁<extra_id_1>", "</s> <pad> <unk>", "ﬁ Ⅷ ｆｕｌｌ",
+TEXTS = ["", " ", "hello world", "  the   fox ", "<extra_id_0>", "fox <extra_id_0> dog <extra_id_1>",
+         "fox<extra_id_0>dog",          "<extra_id_99> <extra_id_100>", "<extra_id_4>\n<extra_id_2>", "▁<extra_id_1>", "</s> <pad> <unk>", "ﬁ Ⅷ ｆｕｌｌ",
          "tab\tline\nreturn\r", "nul\x00", "\u2028\u2029\x0b\x85", "e\u0301 é", "\ufeffbom", "日本語 العربية", "👩‍👩‍👧 🇩🇪",
          "\U0010ffff\ue000\ufdd0", "\u200b\u200d\u202e", "a" * 3000]
 
@@ -154,7 +155,8 @@ def test_different_vocabularies_are_unequal(model_file):
     assert ByteVocabulary(3) != ByteVocabulary(4) and ByteVocabulary(3) != a
 
 
-def test_mistakes_are_one_line_with_the_remedy(tmp_path, model_file):
+def test_mistakes_are_one_line_with_the_remedy(tmp_path_factory, model_file):
+    tmp_path = tmp_path_factory.mktemp("mistakes")
     junk = tmp_path / "junk.model"
     junk.write_bytes(b"this is text")
     empty = tmp_path / "empty.model"

@@ -120,6 +120,12 @@ def test_text_comes_back_from_its_ids(corpus_dir, text):
     assert v.decode(v.encode_tf(text).numpy().tolist()) == text
 
 
+def test_a_newline_is_one_piece_of_its_own(corpus_dir):
+    v = vocabulary.PydocsVocabulary()
+    pieces = [v.tokenizer.id_to_piece(i) for i in v.encode("a\n\nb")]
+    assert [p for p in pieces if "\n" in p or p == "<0x0A>"] == ["\n", "\n"]
+
+
 def test_vocabularies_are_equal_whether_opened_or_not(corpus_dir):
     a, b = vocabulary.PydocsVocabulary(), vocabulary.PydocsVocabulary()
     assert a.encode("x")
