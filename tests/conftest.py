@@ -52,13 +52,14 @@ def same_seqio_registries(request):
 
     import t5x_lite.tasks  # noqa: F401
 
+    # Asked for here, because a teardown is too late to ask; only where the test has such a folder.
+    folder = str(request.getfixturevalue("tmp_path")) if "tmp_path" in request.fixturenames else None
     modules = set(sys.modules)
     registries = [(r, dict(r._REGISTRY)) for r in (seqio.TaskRegistry, seqio.MixtureRegistry)]
     yield
     for registry, noted in registries:
         registry._REGISTRY = noted
-    if "tmp_path" in request.fixturenames:
-        folder = str(request.getfixturevalue("tmp_path"))
+    if folder is not None:
         for name in set(sys.modules) - modules:
             if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
                 del sys.modules[name]

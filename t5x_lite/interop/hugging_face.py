@@ -1,7 +1,7 @@
 """Names and shapes of T5 in Hugging Face's transformers (https://huggingface.co/docs/transformers/model_doc/t5).
 
-Their linear layers hold [output, input] and their bias tables [buckets, h], so every tensor is ours transposed, save for
-the embedding. The tables below are all there is to know; numpy arrays in, numpy arrays out, no torch.
+Their linear layers hold [output, input] and their bias tables [buckets, h], so every tensor is ours transposed, save
+for the embedding. The tables below are all there is to know; numpy arrays in, numpy arrays out, no torch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,7 +38,7 @@ SUBLAYERS = {
 EMBEDDING = "shared.weight"
 HEAD = "lm_head.weight"
 EMBEDDING_ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# The published 1.0 checkpoints carry this table, a left-over of the conversion from Mesh TensorFlow that no model reads.
+# Published 1.0 checkpoints carry this table, a left-over of the conversion from Mesh TensorFlow that no model reads.
 UNREAD = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 # Their plain "gelu" is the exact form, which T5Config does not have; "gated-gelu" is the tanh form.
@@ -201,8 +201,10 @@ def _without_aliases(state_dict: Mapping[str, np.ndarray], config: T5Config) -> 
         if name in state:
             alias = state.pop(name)
             if not np.array_equal(alias, state.setdefault(EMBEDDING, alias)):
-                raise UserError(f"Hugging Face state dict: {name} differs from {EMBEDDING}; a model with an output head "
-                                "of its own needs T5Config.logits_via_embedding = False")
+                raise UserError(
+                    f"Hugging Face state dict: {name} differs from {EMBEDDING}; a model with an output head of its own "
+                    "needs T5Config.logits_via_embedding = False"
+                )
     return state
 
 

@@ -1,0 +1,106 @@
+"""seqio tasks as blocks: exact rates, every record once an epoch, other masks in other blocks, byte-equal again."""
+
+import numpy as np
+import pytest
+
+from t5x_lite import data
+from t5x_lite.errors import UserError
+
+LENGTHS = {"inputs": 64, "targets": 20}
+
+
+def source(name="pydocs_span_corruption", **kwargs):
+    return data.SeqioSource(name, LENGTHS, num_streams=2, block_records=8, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def corpus(corpus_dir):
+    return corpus_dir
+
+
+def rows(blocks, stream, k):
+    return [{name: value.tolist() for name, value in row.items()} for row in blocks.block(stream, k)]
+
+
+def test_a_block_is_a_function_of_stream_and_number():
+    assert rows(source().open(), 0, 1) == rows(source().open(), 0, 1) != []
+    blocks = source().open()
+    assert rows(blocks, 0, 1) != rows(blocks, 1, 1) != rows(blocks, 0, 2)
+    assert rows(source(seed=1).open(), 0, 1) != rows(blocks, 0, 1)
+
+
+def test_masks_differ_between_epochs():
+    """The same text, seen again, is corrupted elsewhere: lengths of the spans' sequence differ."""
+    blocks = source(shuffle_buffer=0, packing=False).open()
+    first = {tuple(r["decoder_target_tokens"]) for k in range(20) for r in rows(blocks, 0, k)}
+    second = {tuple(r["decoder_target_tokens"]) for k in range(20, 40) for r in rows(blocks, 0, k)}
+    assert len(first & second) < 0.2 * len(first)
+
+
+def chosen(blocks, monkeypatch, steps):
+    """Indices of the records that the streams read, per task, in the order of an endless sequence."""
+    from t5x_lite import seqio_blocks
+
+    read = []
+    monkeypatch.setattr(seqio_blocks, "_read", lambda records, indices: read.append(indices.tolist()) or [records[0]])
+    for k in range(steps):
+        for stream in range(2):
+            blocks._records_block(stream, k, 0)
+    return read
+
+
+def test_every_record_comes_once_an_epoch(monkeypatch):
+    blocks = source().open()
+    size = len(blocks._records[0])
+    read = [i for part in chosen(blocks, monkeypatch, -(-size // 16) * 4) for i in part]
+    counts = np.bincount(read, minlength=size)
+    assert counts.min() >= len(read) // size - 1 and counts.max() <= len(read) // size + 1
+
+
+def test_rates_of_a_mixture_are_exact(monkeypatch):
+    blocks = source("pydocs_library_and_summarize").open()
+    read = chosen(blocks, monkeypatch, 5)
+    library, summarize = sum(map(len, read[0::2])), sum(map(len, read[1::2]))
+    assert library == summarize == 5 * 2 * 4
+
+
+def test_packed_rows_hold_several_examples_and_no_more_than_fit():
+    packed = rows(source("pydocs_library_and_summarize").open(), 0, 0)
+    assert max(max(row["decoder_segment_ids"]) for row in packed) > 1
+    assert all(len(row["encoder_input_tokens"]) == 64 and len(row["decoder_target_tokens"]) == 20 for row in packed)
+
+
+def test_a_source_that_cannot_seek_still_gives_the_same_rows(monkeypatch):
+    from t5x_lite import seqio_blocks
+
+    monkeypatch.setattr(seqio_blocks, "_open_records", lambda task, split: None)
+    for name in ("pydocs_span_corruption", "pydocs_library_and_summarize"):
+        taken = []
+        for _ in range(2):
+            stream = data.Stream(source(name).open(), 1)
+            taken.append([row["encoder_input_tokens"].tolist() for row in stream.take(40)])
+        assert taken[0] == taken[1]
+        later = data.Stream(source(name).open(), 1, position=stream_position(source(name), 25))
+        assert [row["encoder_input_tokens"].tolist() for row in later.take(15)] == taken[0][25:]
+
+
+def stream_position(a_source, n):
+    stream = data.Stream(a_source.open(), 1)
+    stream.take(n)
+    return stream.position
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"mixture_or_task_name": "pydocs_sumarize"}, "did you mean pydocs_summarize"),
+        ({"split": "dev"}, "no split 'dev'; it has train, validation, test"),
+        ({"feature_lengths": {"inputs": 64}}, "TASK_FEATURE_LENGTHS lacks targets"),
+        ({"task_modules": ("no_such_module",)}, "'no_such_module', which cannot be imported"),
+    ],
+)
+def test_what_is_wrong_is_said(change, message):
+    import dataclasses
+
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(source(), **change).open()
