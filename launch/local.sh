@@ -13,6 +13,7 @@ source launch/install.sh
 run_dir=${RUN_DIR:-$PWD/runs/quickstart}
 mkdir -p "$run_dir"
 export PATH=$venv/bin:$PATH
+SECONDS=0  # installation apart
 
 step=0
 banner() {
@@ -24,28 +25,30 @@ banner "Collect the corpus: docstrings of the standard library and the installed
 python -P -m t5x_lite.tasks.pydocs
 
 banner "Pretrain: fill in masked spans"
-t5x-lite train --gin_file=examples/quickstart_pretrain.gin "--gin.MODEL_DIR=$run_dir/pretrain"
+t5x-lite train --gin_file=examples/quickstart_pretrain.gin --model_dir="$run_dir/pretrain"
 
 banner "Finetune from scratch, for comparison"
-t5x-lite train --gin_file=examples/quickstart_finetune.gin "--gin.MODEL_DIR=$run_dir/scratch"
+t5x-lite train --gin_file=examples/quickstart_finetune.gin --model_dir="$run_dir/scratch"
 
 banner "Finetune from the pretrained checkpoint"
-t5x-lite train --gin_file=examples/quickstart_finetune.gin "--gin.MODEL_DIR=$run_dir/finetune" \
-  "--gin.INITIAL_CHECKPOINT_PATH=$run_dir/pretrain"
+t5x-lite train --gin_file=examples/quickstart_finetune.gin --model_dir="$run_dir/finetune" \
+  --gin.INITIAL_CHECKPOINT_PATH="$run_dir/pretrain"
 
-banner "Evaluate both"
-for name in scratch finetune; do
-  t5x-lite eval --gin_file=examples/quickstart_eval.gin "--gin.MODEL_DIR=$run_dir/$name"
-done
+banner "Evaluate the newest checkpoint on the test split"
+t5x-lite eval --gin_file=runs/eval.gin --gin.MIXTURE_OR_TASK_NAME=pydocs_library_and_summarize \
+  --gin.TASK_FEATURE_LENGTHS="{'inputs': 128, 'targets': 36}" --gin.SPLIT=test --gin.EVALUATION_EXAMPLES=200 \
+  --model_dir="$run_dir/finetune"
 
-banner "Predict on three texts"
-cat > "$run_dir/texts.jsonl" <<'TEXTS'
-{"inputs": "summarize: Return a new array of the given shape and type, filled with zeros."}
-{"inputs": "summarize: Open the file and return a stream. Raise OSError when it cannot be opened."}
-{"inputs": "library: Computes the softmax cross entropy between logits and labels."}
+banner "Ask it three things"
+cat > "$run_dir/texts.txt" <<'TEXTS'
+summarize: The array is filled with zeros and has the given shape and type. The order may be C or Fortran.
+library: Computes the softmax cross entropy between logits and labels. Every label is the index of a class.
+library: Plot the histogram of x on the given axes and return the patches. The colors cycle with the figure's style.
 TEXTS
-t5x-lite infer "--checkpoint=$run_dir/finetune" "--input=$run_dir/texts.jsonl" "--output=$run_dir/predictions.jsonl"
+t5x-lite infer --checkpoint="$run_dir/finetune" --input="$run_dir/texts.txt" --output="$run_dir/predictions.jsonl" \
+  --gin.infer.max_input_length=128 --gin.Decoder.max_length=36 --gin.infer.overwrite=True
 cat "$run_dir/predictions.jsonl"
 
 banner "What came out"
-t5x-lite report --gin_file=examples/quickstart_report.gin "--gin.RUN_DIR=$run_dir"
+python -P launch/quickstart_summary.py "$run_dir"
+printf '\ndone in %d min %02d s, installation apart\n' $((SECONDS / 60)) $((SECONDS % 60))

@@ -65,7 +65,7 @@ JOBS = {
 
 # Modules whose import registers the names that gin files may use, whichever job runs. None imports TensorFlow.
 MODULES = ("t5x_lite.models", "t5x_lite.losses", "t5x_lite.optimizers", "t5x_lite.partitioning", "t5x_lite.trainer",
-           "t5x_lite.data")
+           "t5x_lite.data", "t5x_lite.vocabularies", "t5x_lite.decoding", "t5x_lite.evaluation")
 
 
 @dataclasses.dataclass
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(general_help(), file=sys.stderr)
             return 2
         else:
-            run_job(options)
+            return run_job(options)
         return 0
     except UserError as e:
         if verbose:
@@ -112,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def run_job(options: Options) -> None:
-    """Import the job, set gin up, call the job."""
+def run_job(options: Options) -> int:
+    """Import the job, set gin up, call the job; 1 when it reports problems that it went on after, else 0."""
     job = JOBS[options.job]
     # A user's modules are named in gin files (`import my_tasks`) and usually lie in the current folder. Last, so that
     # a folder there never hides an installed package.
@@ -130,9 +130,10 @@ def run_job(options: Options) -> None:
         options.gin_files, options.bindings, options.search_paths, root=f"t5x_lite.{job.function}",
         flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()})
     if parsed.files:
-        print("gin files:")
+        # Not to stdout, which may be a job's output.
+        print("gin files:", file=sys.stderr)
     for file in parsed.files:
-        print(f"  {file.name}" + (f"  ({file.path})" if file.name != file.path else ""))
+        print(f"  {file.name}" + (f"  ({file.path})" if file.name != file.path else ""), file=sys.stderr)
     sys.stdout.flush()
     for note in parsed.notes:
         print(f"t5x-lite: note: {note}", file=sys.stderr)
@@ -147,7 +148,7 @@ def run_job(options: Options) -> None:
 
     # 4. The job.
     compilation_cache()
-    function(**arguments)
+    return 1 if function(**arguments) else 0
 
 
 @gin.configurable(module="t5x_lite")

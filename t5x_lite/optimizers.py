@@ -28,7 +28,7 @@ def inverse_square_root(warmup_steps: int = 10_000, scale: float = 1.0, offset: 
 
 
 @gin.configurable(module="t5x_lite")
-def constant(value: float = 1e-3, warmup_steps: int = 0, offset: int = 0) -> Schedule:
+def constant_rate(value: float = 1e-3, warmup_steps: int = 0, offset: int = 0) -> Schedule:
     """`value`, reached linearly over the first `warmup_steps` steps (T5 finetunes at 1e-3 without warm-up)."""
     if not warmup_steps:
         return lambda step: jnp.asarray(value, float)
@@ -87,7 +87,7 @@ def adafactor(
     taken layer by layer, so scanned and unrolled models get the same updates.
 
     Args:
-      learning_rate: a schedule, `@inverse_square_root()` or `@constant()`.
+      learning_rate: a schedule, `@inverse_square_root()` or `@constant_rate()`.
       decay_offset: step at which the second moment's decay starts anew, when steps go on from a checkpoint's.
     """
 

@@ -7,7 +7,9 @@ import sys
 # All of this has to be said before JAX or TensorFlow is first imported; subprocesses inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # TensorFlow would otherwise take the memory of a GPU that it finds
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Optimising the machine code of tiny programs takes longer than running them plainly.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["NO_GCE_CHECK"] = "true"  # TensorFlow's file system would ask the network whether this is a cloud machine
 

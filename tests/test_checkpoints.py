@@ -22,7 +22,7 @@ POSITIONS = {"positions": np.arange(8, dtype=np.int64).reshape(4, 2)}
 def make_trainer(shape=(1, 1, 1), config=CONFIG):
     devices = jax.devices()[: int(np.prod(shape))]
     partitioner = MeshConfig(shape=dict(zip(("data", "fsdp", "tensor"), shape))).build(devices)
-    return trainer.Trainer(Model(config), optimizers.adafactor(optimizers.constant(0.01)), Loss(), partitioner)
+    return trainer.Trainer(Model(config), optimizers.adafactor(optimizers.constant_rate(0.01)), Loss(), partitioner)
 
 
 def batch():

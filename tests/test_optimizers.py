@@ -81,13 +81,13 @@ def test_schedules():
     assert float(rsqrt(jnp.int32(40_000))) == pytest.approx(0.005)
     offset = optimizers.inverse_square_root(warmup_steps=100, offset=1_000_000)
     assert float(offset(jnp.int32(1_000_400))) == pytest.approx(0.05)
-    assert float(optimizers.constant(0.25)(jnp.int32(7))) == 0.25
-    warm = optimizers.constant(1.0, warmup_steps=4)
+    assert float(optimizers.constant_rate(0.25)(jnp.int32(7))) == 0.25
+    warm = optimizers.constant_rate(1.0, warmup_steps=4)
     assert [float(warm(jnp.int32(n))) for n in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
 
 
 def test_clipping_by_global_norm_keeps_the_direction():
-    optimizer = optimizers.adamw(optimizers.constant(1e-3), max_grad_norm=1.0)
+    optimizer = optimizers.adamw(optimizers.constant_rate(1e-3), max_grad_norm=1.0)
     params = {"a": jnp.ones(4), "b": jnp.ones(3)}
     grads = {"a": jnp.full(4, 30.0), "b": jnp.full(3, 40.0)}
     _, state, metrics = optimizer.update(grads, optimizer.init(params), params, jnp.int32(0))
@@ -97,7 +97,7 @@ def test_clipping_by_global_norm_keeps_the_direction():
 
 
 def test_counters_can_go_on_from_a_checkpoints_step():
-    optimizer = optimizers.adafactor(optimizers.constant(1e-3))
+    optimizer = optimizers.adafactor(optimizers.constant_rate(1e-3))
     state = optimizers.set_counts(optimizer.init({"layers": {"w": jnp.ones((2, 3))}, "v": jnp.ones(3)}), 1000)
     counts = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0] if "count" in str(path[-1])]
     assert counts and all((c == 1000).all() for c in counts)

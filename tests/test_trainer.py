@@ -148,7 +148,7 @@ def test_the_logged_learning_rate_is_the_one_used():
         state, metrics = a_trainer.step(state, {k: v.astype(np.int32) for k, v in make_batch().items()})
         assert float(metrics["learning_rate"]) == pytest.approx(0.1 / max(step, 10) ** 0.5, rel=1e-6)
     # Used: with a rate of zero nothing moves.
-    still = dataclasses.replace(a_trainer, optimizer=optimizers.adafactor(optimizers.constant(0.0)))
+    still = dataclasses.replace(a_trainer, optimizer=optimizers.adafactor(optimizers.constant_rate(0.0)))
     state = still.init()
     before = jax.tree.map(np.array, state.params)
     state, metrics = still.step(state, {k: v.astype(np.int32) for k, v in make_batch().items()})

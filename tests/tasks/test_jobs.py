@@ -127,7 +127,7 @@ def test_a_dry_run_shows_what_would_run_and_writes_nothing(corpus_dir, tmp_path,
     "flags, message",
     [
         (["--gin.BATCH_SIZE=12"], "BATCH_SIZE = 12 is not divisible by 8"),
-        (["--gin.T5Config.vocab_size=1000"], "ids, but T5Config.vocab_size = 1000"),
+        (["--gin.T5Config.vocab_size=300"], "ids, but T5Config.vocab_size = 300"),
         (["--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 5}"], "TASK_FEATURE_LENGTHS"),
         (["--gin.MIXTURE_OR_TASK_NAME=pydocs_span_corupption"], "did you mean pydocs_span_corruption"),
         (["--gin.BATCHSIZE=8"], "BATCH_SIZE"),

@@ -1,0 +1,1 @@
+"""One gin-configurable function a job; the command line calls them."""
