@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
+import logging
 import os
 import sys
 import textwrap
@@ -86,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `t5x-lite` with `argv` (default: the process's) and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in argv  # read apart: it must hold for mistakes in the flags too
+    if not verbose:
+        # What TensorFlow and Orbax say at start-up is of no use to the reader of a training log.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         options = parse_flags(argv)
         if options.version:

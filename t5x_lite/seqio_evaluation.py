@@ -35,7 +35,8 @@ class EvaluationData:
 
     def _read(self, task: seqio.Task) -> dict[str, np.ndarray]:
         dataset = task.get_dataset(
-            sequence_length=dict(self._config.feature_lengths), split=self._config.split, shuffle=False, seed=SEED
+            sequence_length=dict(self._config.feature_lengths), split=self._config.split, shuffle=False, seed=SEED,
+            try_in_mem_cache=False,
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
         dataset = seqio_blocks.converter(packing=False)(dataset, dict(self._config.feature_lengths))
