@@ -68,10 +68,10 @@ def test_rates_of_a_mixture_are_exact(monkeypatch):
 
 
 def test_packed_rows_hold_several_examples_and_no_more_than_fit():
-    wide = dataclasses.replace(source("pydocs_library_and_summarize"), feature_lengths={"inputs": 400, "targets": 100})
+    wide = dataclasses.replace(source("pydocs_library_and_summarize"), feature_lengths={"inputs": 4000, "targets": 400})
     packed = rows(wide.open(), 0, 0)
     assert max(max(row["decoder_segment_ids"]) for row in packed) > 1
-    assert all(len(row["encoder_input_tokens"]) == 400 and len(row["decoder_target_tokens"]) == 100 for row in packed)
+    assert all(len(row["encoder_input_tokens"]) == 4000 and len(row["decoder_target_tokens"]) == 400 for row in packed)
 
 
 def test_a_source_that_cannot_seek_still_gives_the_same_rows(monkeypatch):
