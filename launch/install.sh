@@ -23,13 +23,13 @@ supported() { case "$(version_of "$1")" in 3.11.*|3.12.*|3.13.*) ;; *) return 1 
 python=${PYTHON:-}
 if [ -n "$python" ]; then
   supported "$python" ||
-    fail "PYTHON=$python is $(describe "$python"), but 3.11, 3.12 or 3.13 is needed: name one, as in PYTHON=python3.12"
+    fail "PYTHON=$python is $(describe "$python"), but 3.11 to 3.13 is needed, as in PYTHON=python3.12"
 else
   for candidate in python3 python3.12 python3.11 python3.13; do
     if supported "$candidate"; then python=$candidate; break; fi
   done
   [ -n "$python" ] ||
-    fail "no Python 3.11, 3.12 or 3.13 found (python3 is $(describe python3)): install one, or name it as in PYTHON=/path/to/python3.12"
+    fail "no Python 3.11, 3.12 or 3.13 found (python3 is $(describe python3)): install one, or set PYTHON=/path/to/one"
 fi
 version=$(version_of "$python")
 

@@ -101,7 +101,8 @@ class Evaluator:
             totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
         if not totals.get("weights"):
             raise UserError(f"evaluation on {self.config.split} has no target tokens")
-        return {"loss": totals["loss"] / totals["weights"], "accuracy": totals["correct"] / totals["weights"]}
+        # Apart from the tasks' own `accuracy`, which is of whole decoded answers, in percent.
+        return {"loss": totals["loss"] / totals["weights"], "token_accuracy": totals["correct"] / totals["weights"]}
 
     def _decode(self, model, params, partitioner, tokens: np.ndarray) -> np.ndarray:
         """int32 [n, s] -> ids int32 [n, t], 0 after EOS."""

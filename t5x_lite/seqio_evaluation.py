@@ -75,8 +75,9 @@ class EvaluationData:
         metrics, outputs = self._evaluator.evaluate(compute_metrics=True, predict_fn=predict, score_fn=_no_scores)
         result = {}
         for task in self._evaluator.eval_tasks:
-            values = {name: float(value.value) for name, value in metrics.result()[task.name].items()
-                      if hasattr(value, "value") and np.ndim(value.value) == 0}
+            # A metric is a number, seqio's Scalar around one, or something to look at (a histogram, text), left out here.
+            named = {name: getattr(value, "value", value) for name, value in metrics.result()[task.name].items()}
+            values = {name: float(value) for name, value in named.items() if np.isscalar(value) or np.ndim(value) == 0}
             predictions = next(iter(outputs[task.name].values()), [])
             result[seqio_blocks.plain_name(task.name)] = values, self._samples(task, predictions)
         return result

@@ -83,7 +83,7 @@ def test_finetuning_evaluating_and_asking(pretrained, tmp_path, capsys):
                f"--model_dir={tmp_path}") == 0
     out = capsys.readouterr().out
     trained = plots.read_metrics(tmp_path)
-    for name in ("pydocs_library/accuracy", "pydocs_library/loss", "pydocs_summarize/rouge1", "pydocs_summarize/rougeL"):
+    for name in ("pydocs_library/accuracy", "pydocs_library/loss", "pydocs_library/token_accuracy", "pydocs_summarize/rouge1", "pydocs_summarize/rougeL"):
         assert f"eval/{name}" in out and f"eval/{name}" in trained
     sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
     assert sample["inputs"].startswith(("library: ", "summarize: ")) and "prediction" in sample
@@ -110,7 +110,7 @@ def test_bytes_instead_of_word_pieces_is_one_binding(corpus_dir, tmp_path):
     assert run("train", *FINETUNE, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=1", "--gin.DECODE=False",
                "--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.VOCABULARY=@ByteVocabulary()",
                "--gin.T5Config.vocab_size=384") == 0
-    assert checkpoints.load_for_inference(tmp_path)[2]["vocabulary"]["type"] != "sentencepiece"
+    assert checkpoints.load_for_inference(tmp_path)[2]["vocabulary"]["kind"] == "bytes"
 
 
 def test_a_dry_run_shows_what_would_run_and_writes_nothing(corpus_dir, tmp_path, capsys):
