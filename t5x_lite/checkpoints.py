@@ -35,10 +35,8 @@ class Checkpointer:
 
     def __init__(self, model_dir, max_to_keep: int | None = None, asynchronous: bool = True):
         self.folder = epath.Path(model_dir) / FOLDER
-        # Orbax wants an absolute path; resolving would spoil one with a scheme.
-        folder = self.folder if "://" in str(self.folder) else self.folder.resolve()
         self._manager = ocp.CheckpointManager(
-            folder,
+            _absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep, enable_async_checkpointing=asynchronous, create=True
@@ -49,7 +47,7 @@ class Checkpointer:
         """Step of the newest complete checkpoint; None when there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: dict[str, np.ndarray], meta: dict[str, Any], metrics=None) -> bool:
+    def save(self, state: TrainState, data: dict[str, np.ndarray], meta: dict[str, Any]) -> bool:
         """Starts saving `state` under its step; does nothing where that step is saved already.
 
         The state may be donated to the next step as soon as this returns.
@@ -74,7 +72,6 @@ class Checkpointer:
                 data=ocp.args.StandardSave(data),
                 meta=ocp.args.JsonSave({**meta, "step": step}),
             ),
-            metrics=metrics,
         )
 
     def wait(self) -> None:
@@ -190,6 +187,7 @@ def _restore_item(folder: epath.Path, item: str, target):
 
 
 def _absolute(path: epath.Path) -> epath.Path:
+    # Orbax wants an absolute path; resolving would spoil one with a scheme.
     return path if "://" in str(path) else path.resolve()
 
 
