@@ -23,8 +23,10 @@ import numpy as np
 from t5x_lite.errors import UserError
 
 Row = dict[str, np.ndarray]
-FEATURES = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
-SEGMENTS = ("encoder_segment_ids", "decoder_segment_ids")
+# What a row must have, by architecture (a language model's row is inputs and targets in one), and what it may have.
+LANGUAGE_MODEL_FEATURES = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+FEATURES = ("encoder_input_tokens", *LANGUAGE_MODEL_FEATURES)
+OPTIONAL_FEATURES = ("encoder_segment_ids", "decoder_segment_ids", "decoder_causal_attention")
 # Streams give up after so many blocks without a row: the task filters everything away.
 EMPTY_BLOCKS = 100
 
@@ -35,7 +37,7 @@ class Blocks(Protocol):
     vocabulary: Any | None  # of t5x_lite.vocabularies, where the source knows it
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
-        """Rows of block k of one stream: int32 arrays of fixed lengths named as in FEATURES (and SEGMENTS)."""
+        """Rows of block k of one stream: int32 arrays of fixed lengths named as in FEATURES (and OPTIONAL_FEATURES)."""
 
 
 def derive_seed(*parts) -> int:
@@ -78,6 +80,7 @@ class SeqioSource:
       feature_lengths: `{"inputs": 512, "targets": 114}`.
       split: of the data set.
       packing: several examples to a row, which never attend to each other.
+      loss_on_targets_only: whether a language model learns from its inputs, too, or from the targets alone.
       seed: of order and of every random preprocessing.
       num_streams: fixed for the life of a run; divides the batch size.
       block_records: records in a block, where the source can be read at any place.
@@ -90,6 +93,7 @@ class SeqioSource:
     feature_lengths: Mapping[str, int]
     split: str = "train"
     packing: bool = True
+    loss_on_targets_only: bool = True
     seed: int = 0
     num_streams: int = 4
     block_records: int = 2048
@@ -97,17 +101,23 @@ class SeqioSource:
     task_modules: Sequence[str] = ("t5x_lite.tasks",)
     vocabulary: Any | None = None
 
-    def open(self) -> Blocks:
-        """Raises UserError for an unknown task, split, or too short feature lengths."""
+    def open(self, architecture: str = "encoder_decoder") -> Blocks:
+        """Rows as `T5Config.architecture` takes them.
+
+        Raises:
+          UserError: an unknown task or split, too short feature lengths, or a task without inputs for an encoder.
+        """
         from t5x_lite import seqio_blocks  # TensorFlow: seconds, and absent on some machines
 
-        return seqio_blocks.SeqioBlocks(self)
+        return seqio_blocks.SeqioBlocks(self, architecture)
 
 
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class NpzSource:
     """Tokenized rows in .npz files: arrays [n, length] named as in FEATURES, needing neither seqio nor TensorFlow.
+
+    For a language model, arrays named as in LANGUAGE_MODEL_FEATURES serve as well.
 
     Attributes:
       pattern: one file or a glob.
@@ -119,14 +129,15 @@ class NpzSource:
     num_streams: int = 4
     vocabulary: Any | None = None
 
-    def open(self) -> "NpzBlocks":
-        return NpzBlocks(self)
+    def open(self, architecture: str = "encoder_decoder") -> "NpzBlocks":
+        return NpzBlocks(self, architecture)
 
 
 class NpzBlocks:
     """A block is one stream's share of one epoch."""
 
-    def __init__(self, source: NpzSource):
+    def __init__(self, source: NpzSource, architecture: str):
+        required = FEATURES if architecture == "encoder_decoder" else LANGUAGE_MODEL_FEATURES
         self._source = source
         self.vocabulary = source.vocabulary
         files = sorted(glob.glob(source.pattern))
@@ -135,14 +146,15 @@ class NpzBlocks:
         parts = []
         for file in files:
             with np.load(file, allow_pickle=False) as arrays:
-                missing = [name for name in FEATURES if name not in arrays]
+                missing = [name for name in required if name not in arrays]
                 if missing:
                     raise UserError(f"{file} lacks the array(s) {', '.join(missing)}; it has {', '.join(arrays)}")
-                parts.append({n: arrays[n].astype(np.int32) for n in (*FEATURES, *SEGMENTS) if n in arrays})
+                names = [name for name in (*FEATURES, *OPTIONAL_FEATURES) if name in arrays]
+                parts.append({name: arrays[name].astype(np.int32) for name in names})
         if len({tuple((n, a.shape[1:]) for n, a in part.items()) for part in parts}) != 1:
             raise UserError(f"the files of {source.pattern!r} differ in their arrays or lengths; give one kind")
         self._columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self._size = len(self._columns[FEATURES[0]])
+        self._size = len(self._columns[required[0]])
         if any(len(column) != self._size for column in self._columns.values()):
             raise UserError(f"the arrays of {source.pattern!r} differ in their number of rows")
         if self._size < source.num_streams:
@@ -270,7 +282,7 @@ class Batches:
             shape = (self._batch_size, *first[name].shape)
             return jax.make_array_from_callback(shape, self._sharding, rows)
 
-        names = [name for name in (*FEATURES, *SEGMENTS) if name in first]
+        names = [name for name in (*FEATURES, *OPTIONAL_FEATURES) if name in first]
         return {name: array(name) for name in names}, positions
 
 

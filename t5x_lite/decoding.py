@@ -84,7 +84,7 @@ def decode(model, params, encoder_input_tokens: jax.Array, max_length: int, eos_
 
     start = (
         jnp.int32(0),
-        jnp.zeros(b, jnp.int32),  # last tokens; T5 starts from the padding id
+        model.first_tokens(encoder_input_tokens),
         jnp.zeros((b, max_length), jnp.int32),
         jnp.zeros(b, jnp.float32),
         jnp.all(encoder_input_tokens == 0, axis=-1),
@@ -103,6 +103,7 @@ def score(model, params, batch: dict[str, jax.Array]) -> jax.Array:
     Args:
       batch: what `Model.apply` takes, and `decoder_target_tokens` int32 [b, t].
     """
+    batch = model.arranged(batch)
     targets = batch["decoder_target_tokens"]
     weights = batch.get("decoder_loss_weights")
     weights = targets > 0 if weights is None else weights

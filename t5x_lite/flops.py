@@ -12,16 +12,17 @@ import time
 
 
 def train_flops_per_example(config, s: int, t: int) -> float:
-    """FLOPs of one forward and backward pass over one example of an encoder-decoder.
+    """FLOPs of one forward and backward pass over one example.
 
-    A token meets the encoder or the decoder, never both, hence about 3·N·(s+t) in all and not the 6·N·(s+t) of a
-    decoder-only model. Only matrix products are counted (2 FLOPs a multiply-add); norms, softmax and activations are
+    In an encoder-decoder a token meets the encoder or the decoder, never both, hence about 3·N·(s+t) in all and not the 6·N·(s+t) of a
+    decoder-only model; in a language model, each of the s + t tokens meets every weight. Only matrix products are counted (2 FLOPs a multiply-add); norms, softmax and activations are
     left out as usual. Positions are dense: padding costs as much as text and is counted.
 
     Args:
       config: a T5Config (read: emb_dim, num_heads, head_dim, mlp_dim, mlp_activations, num_encoder_layers,
-        num_decoder_layers, vocab_size).
-      s: source length in tokens, as fed to the encoder (padded or packed).
+        num_decoder_layers, vocab_size, is_language_model).
+      s: source length in tokens, as fed to the encoder (padded or packed); 0 where a language model's rows are counted
+        whole.
       t: target length in tokens, as fed to the decoder.
 
     Returns:
@@ -30,6 +31,10 @@ def train_flops_per_example(config, s: int, t: int) -> float:
     d, a, v = config.emb_dim, config.num_heads * config.head_dim, config.vocab_size
     # A gated MLP reads its input once for each activation, then projects back: "gelu"·"linear" makes three matrices.
     mlp = (len(config.mlp_activations) + 1) * d * config.mlp_dim
+    if config.is_language_model:
+        n = s + t
+        layers = 2 * config.num_decoder_layers * n * (4 * d * a + mlp) + 4 * config.num_decoder_layers * n * n * a
+        return 3.0 * (layers + 2 * n * d * v)
     # Per encoder token q, k, v, out and the MLP; then scores and weighted sums, each 2·s²·a a layer.
     encoder = 2 * config.num_encoder_layers * s * (4 * d * a + mlp) + 4 * config.num_encoder_layers * s * s * a
     # The decoder projects q, k, v, out for itself, q and out for the cross-attention; its k and v come from s tokens.

@@ -84,8 +84,15 @@ def vocabulary_of(provider) -> vocabularies.Vocabulary:
     return vocabularies.from_seqio(provider.output_features["targets"].vocabulary)
 
 
-def converter(packing: bool) -> seqio.FeatureConverter:
-    return seqio.EncDecFeatureConverter(pack=packing)
+def converter(
+    provider, packing: bool, architecture: str = "encoder_decoder", loss_on_targets_only: bool = True
+) -> seqio.FeatureConverter:
+    """What turns a task's examples into a model's rows."""
+    if architecture == "encoder_decoder":
+        return seqio.EncDecFeatureConverter(pack=packing)
+    if "inputs" in provider.output_features:
+        return seqio.PrefixLMFeatureConverter(pack=packing, loss_on_targets_only=loss_on_targets_only)
+    return seqio.LMFeatureConverter(pack=packing)
 
 
 class _Records(seqio.DataSource):
@@ -124,11 +131,14 @@ def _open_records(task: seqio.Task, split: str):
 class SeqioBlocks:
     """See `data.Blocks`; `config` is a `data.SeqioSource`."""
 
-    def __init__(self, config):
+    def __init__(self, config, architecture: str = "encoder_decoder"):
         self._config = config
         self._provider = find(config.mixture_or_task_name, config.task_modules, config.vocabulary)
         check_split(self._provider, config.split)
         check_lengths(self._provider, config.feature_lengths)
+        if architecture == "encoder_decoder" and "inputs" not in self._provider.output_features:
+            raise UserError(f"{plain_name(self._provider.name)} has no inputs for an encoder to read: choose another "
+                            "task, or a language model (--gin_file=models/study/causal_lm.gin)")
         mixture = isinstance(self._provider, seqio.Mixture)
         self._tasks = list(self._provider.tasks) if mixture else [self._provider]
         rates = np.array([self._provider.get_rate(task) for task in self._tasks]) if mixture else np.ones(1)
@@ -139,7 +149,7 @@ class SeqioBlocks:
             print(f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
                   + ("its stream" if mixture else "the current epoch"))
         self.vocabulary = vocabulary_of(self._provider)
-        self._converter = converter(config.packing)
+        self._converter = converter(self._provider, config.packing, architecture, config.loss_on_targets_only)
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
         config = self._config

@@ -39,7 +39,7 @@ class EvaluationData:
             try_in_mem_cache=False,
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
-        dataset = seqio_blocks.converter(packing=False)(dataset, dict(self._config.feature_lengths))
+        dataset = _converter(task)(dataset, dict(self._config.feature_lengths))
         if self._config.num_examples is not None:
             dataset = dataset.take(self._config.num_examples)
         rows = list(dataset.as_numpy_iterator())
@@ -56,7 +56,7 @@ class EvaluationData:
         if self._evaluator is None:
             self._evaluator = seqio.Evaluator(
                 self._provider.name,
-                feature_converter=seqio_blocks.converter(packing=False),
+                feature_converter=_converter(self._provider),
                 eval_split=self._config.split,
                 sequence_length=dict(self._config.feature_lengths),
                 num_examples=self._config.num_examples,
@@ -94,6 +94,12 @@ class EvaluationData:
             prediction = self.vocabulary.decode([int(i) for i in ids])
             samples.append({"task": seqio_blocks.plain_name(task.name), **texts, "prediction": prediction})
         return samples
+
+
+def _converter(provider) -> seqio.FeatureConverter:
+    """Inputs and targets apart, whatever the model (it joins them itself if need be); targets alone if that is all."""
+    architecture = "encoder_decoder" if "inputs" in provider.output_features else "causal_lm"
+    return seqio_blocks.converter(provider, packing=False, architecture=architecture)
 
 
 def _no_scores(dataset, model_feature_shapes=None):

@@ -52,6 +52,7 @@ def loss_and_grads(model: Model, loss: Loss, params, batch: Batch, step, seed: i
     use_dropout = model.config.dropout_rate > 0.0
 
     def summed(params, part, rows):
+        part = model.arranged(part)
         keys = dropout_keys(seed, step, rows) if use_dropout else None
         sums = loss.sums(model.apply(params, part, keys), part["decoder_target_tokens"], part["decoder_loss_weights"])
         return sums["loss"], sums
@@ -86,7 +87,8 @@ def train_step(
     """One update. Metrics are float scalars; `tokens` counts the real input and target tokens of the global batch."""
     grads, sums = loss_and_grads(model, loss, state.params, batch, state.step, seed, num_microbatches)
     params, opt_state, norms = optimizer.update(grads, state.opt_state, state.params, state.step)
-    tokens = sum(jnp.sum(batch[name] > 0) for name in ("encoder_input_tokens", "decoder_target_tokens"))
+    names = ("encoder_input_tokens", "decoder_target_tokens")
+    tokens = sum(jnp.sum(batch[name] > 0) for name in names if name in batch)
     metrics = {**_means(sums), **norms, "tokens": tokens}
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -94,6 +96,7 @@ def train_step(
 def eval_step(model: Model, params, batch: Batch) -> Metrics:
     """Sums over a batch, without dropout, z-loss or smoothing: add them up, then divide by `weights`."""
     plain = Loss(z_loss=0.0, label_smoothing=0.0)
+    batch = model.arranged(batch)
     return plain.sums(model.apply(params, batch), batch["decoder_target_tokens"], batch["decoder_loss_weights"])
 
 

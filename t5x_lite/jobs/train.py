@@ -87,7 +87,7 @@ def train(
     shardings = trainer.shardings
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(trainer.abstract_state.params))
     say(f"{parameters:,} parameters, {model.param_dtype}; computing in {model.dtype}")
-    blocks = data.open()
+    blocks = data.open(model.architecture)
     _check_vocabulary(blocks.vocabulary, model)
     evaluator = evaluation.open() if evaluation and not dry_run else None
     if evaluator:
@@ -189,8 +189,8 @@ def train(
 
 
 def _meter(model: T5Config, batch, peak: float) -> monitor.Meter:
-    rows, s = batch["encoder_input_tokens"].shape
-    t = batch["decoder_target_tokens"].shape[1]
+    rows, t = batch["decoder_target_tokens"].shape
+    s = batch["encoder_input_tokens"].shape[1] if "encoder_input_tokens" in batch else 0
     return monitor.Meter(rows * flops.train_flops_per_example(model, s, t), peak)
 
 

@@ -52,7 +52,7 @@ class Attention(nnx.Module):
 
         Args:
           mask: bool, broadcastable to [b, h, q, m]; False where a query may not look.
-          bias: [h, q, m] or None, added before the softmax.
+          bias: [h, q, m], [b, h, q, m] or None, added before the softmax.
         """
         scores = jnp.einsum("bhqk,bhmk->bhqm", queries, keys, preferred_element_type=at_least_float32(queries.dtype))
         if bias is not None:
@@ -71,10 +71,9 @@ class Attention(nnx.Module):
 
 
 class RelativePositionBias(nnx.Module):
-    """One table [h, buckets] for a stack, added to the scores of each of its self-attentions."""
+    """A table [h, buckets], added to the scores of self-attention: of every layer of a stack, or of one."""
 
-    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs):
-        self.bidirectional = bidirectional
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.buckets = config.relpos_buckets
         self.max_distance = config.relpos_max_distance
         self.rel_embedding = parameter(
@@ -85,21 +84,27 @@ class RelativePositionBias(nnx.Module):
             config.param_dtype,
         )
 
-    def by_offset(self, q: int, m: int) -> jax.Array:
+    def by_offset(self, q: int, m: int, bidirectional: bool) -> jax.Array:
         """Bias [h, q + m - 1] for key position minus query position from -(q - 1) to m - 1."""
         offsets = np.arange(-(q - 1), m)
-        bucket = relative_position_bucket(offsets, self.bidirectional, self.buckets, self.max_distance)
+        bucket = relative_position_bucket(offsets, bidirectional, self.buckets, self.max_distance)
         # A product with a one-hot rather than a gather: its gradient is a small product too, not a scatter.
         one_hot = jax.nn.one_hot(bucket, self.buckets, dtype=self.rel_embedding.dtype, axis=0)
         return self.rel_embedding[...] @ one_hot
 
-    def __call__(self, q: int, m: int) -> jax.Array:
+    def __call__(self, q: int, m: int, bidirectional: bool) -> jax.Array:
         """Bias [h, q, m]."""
-        return _toeplitz(self.by_offset(q, m), q, m)
+        return _toeplitz(self.by_offset(q, m, bidirectional), q, m)
 
-    def step(self, index: jax.Array, m: int) -> jax.Array:
+    def step(self, index: jax.Array, m: int, bidirectional: bool) -> jax.Array:
         """Bias [h, 1, m] of the one query at `index` (int32 scalar) against m cached positions."""
-        return jax.lax.dynamic_slice_in_dim(self.by_offset(m, m), m - 1 - index, m, axis=1)[:, None, :]
+        by_offset = self.by_offset(m, m, bidirectional)
+        return jax.lax.dynamic_slice_in_dim(by_offset, m - 1 - index, m, axis=1)[:, None, :]
+
+    def between(self, queries: jax.Array, keys: jax.Array, longest: int, bidirectional: bool) -> jax.Array:
+        """Bias [b, h, 1, m] of one query a row at positions [b] against keys at positions [b, m], all < longest."""
+        bias = self.by_offset(longest, longest, bidirectional)
+        return jnp.take(bias, keys - queries[:, None] + longest - 1, axis=1).transpose(1, 0, 2)[:, :, None, :]
 
 
 def _toeplitz(by_offset: jax.Array, q: int, m: int) -> jax.Array:

@@ -10,22 +10,28 @@ from t5x_lite.errors import UserError
 ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 REMAT_POLICIES = ("none", "minimal", "full")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+ARCHITECTURES = ("encoder_decoder", "prefix_lm", "causal_lm")
 
 
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """Shape of an encoder-decoder (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.1).
+    """Shape of a T5 model (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.1).
 
     T5 1.0: `mlp_activations=("relu",)`, `logits_via_embedding=True`. T5 1.1: `("gelu", "linear")`, `False`
-    (Shazeer 2020, https://arxiv.org/abs/2002.05202).
+    (Shazeer 2020, https://arxiv.org/abs/2002.05202). The study's other architectures (section 3.2.1) are choices of
+    `architecture` and `shared_stacks`.
 
     Attributes:
       vocab_size: rows of the embedding; at least the vocabulary's ids (T5 pads 32,100 to 32,128).
       emb_dim: model width d.
       num_heads, head_dim: h and k; their product need not be d.
       mlp_dim: feed-forward width f.
-      num_encoder_layers, num_decoder_layers: depth of either stack.
+      num_encoder_layers, num_decoder_layers: depth of either stack; a language model has no encoder layers.
+      architecture: "encoder_decoder"; or one stack that reads inputs and targets as one sequence, "causal_lm" with
+        every position seeing the ones before it, "prefix_lm" with the inputs seeing each other in full as well.
+      shared_stacks: encoder and decoder are one stack of parameters, to which the decoder adds its cross-attention.
+      relpos_per_layer: every layer has a relative position bias of its own (umT5), not one for the stack.
       mlp_activations: one name, or two for a gated feed-forward block (activation, "linear").
       logits_via_embedding: the embedding is the output head too, its input scaled by d^-1/2.
       dropout_rate: used at every site when training.
@@ -55,13 +61,17 @@ class T5Config:
     remat: str = "none"
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
+    architecture: str = "encoder_decoder"
+    shared_stacks: bool = False
+    relpos_per_layer: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, "int") and (not isinstance(value, int) or value < 1):
-                raise UserError(f"T5Config.{field.name} must be a whole number of at least 1, not {value!r}")
+            least = 0 if field.name == "num_encoder_layers" and self.is_language_model else 1
+            if field.type in (int, "int") and (not isinstance(value, int) or value < least):
+                raise UserError(f"T5Config.{field.name} must be a whole number of at least {least}, not {value!r}")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise UserError(f"T5Config.dropout_rate must be in [0, 1), not {self.dropout_rate!r}")
         for name in self.mlp_activations:
@@ -71,6 +81,18 @@ class T5Config:
         _one_of("remat", self.remat, REMAT_POLICIES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("param_dtype", self.param_dtype, DTYPES)
+        _one_of("architecture", self.architecture, ARCHITECTURES)
+        if self.is_language_model and (self.num_encoder_layers or self.shared_stacks):
+            raise UserError(f"T5Config.architecture = {self.architecture!r} has no encoder: set "
+                            "T5Config.num_encoder_layers = 0 and T5Config.shared_stacks = False")
+        if self.shared_stacks and self.num_encoder_layers != self.num_decoder_layers:
+            raise UserError("T5Config.shared_stacks needs as many encoder as decoder layers, not "
+                            f"{self.num_encoder_layers} and {self.num_decoder_layers}")
+
+    @property
+    def is_language_model(self) -> bool:
+        """One stack over inputs and targets, no encoder."""
+        return self.architecture != "encoder_decoder"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""

@@ -1,5 +1,7 @@
 """T5's encoder-decoder as one NNX module: embed, encode, decode, and decode one position with a cache."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,6 +24,7 @@ class EncoderLayer(nnx.Module):
         self.attention = att.Attention(config, rngs=rngs)
         self.pre_mlp_layer_norm = RMSNorm(config, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
+        self.relpos_bias = att.RelativePositionBias(config, rngs=rngs) if config.relpos_per_layer else None
 
     def __call__(self, x, mask, bias, keys):
         y = self.pre_attention_layer_norm(x)
@@ -32,84 +35,126 @@ class EncoderLayer(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
+    """A language model's has no cross-attention; where both stacks are one, the encoder runs it without."""
+
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.rate = config.dropout_rate
         self.pre_self_attention_layer_norm = RMSNorm(config, rngs=rngs)
         self.self_attention = att.Attention(config, rngs=rngs)
-        self.pre_cross_attention_layer_norm = RMSNorm(config, rngs=rngs)
-        self.encoder_decoder_attention = att.Attention(config, rngs=rngs)
+        if not config.is_language_model:
+            self.pre_cross_attention_layer_norm = RMSNorm(config, rngs=rngs)
+            self.encoder_decoder_attention = att.Attention(config, rngs=rngs)
         self.pre_mlp_layer_norm = RMSNorm(config, rngs=rngs)
         self.mlp = MLP(config, rngs=rngs)
+        self.relpos_bias = att.RelativePositionBias(config, rngs=rngs) if config.relpos_per_layer else None
 
-    def __call__(self, x, encoded, self_mask, cross_mask, bias, keys):
+    def __call__(self, x, self_mask, bias, keys, encoded=None, cross_mask=None):
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, y, self_mask, bias, fold(keys, SELF_WEIGHTS))
         x = x + dropout(y, self.rate, fold(keys, SELF_OUT))
-        y = self.pre_cross_attention_layer_norm(x)
-        y = self.encoder_decoder_attention(y, encoded, cross_mask, None, fold(keys, CROSS_WEIGHTS))
-        x = x + dropout(y, self.rate, fold(keys, CROSS_OUT))
+        if encoded is not None:
+            y = self.pre_cross_attention_layer_norm(x)
+            y = self.encoder_decoder_attention(y, encoded, cross_mask, None, fold(keys, CROSS_WEIGHTS))
+            x = x + dropout(y, self.rate, fold(keys, CROSS_OUT))
         y = self.mlp(self.pre_mlp_layer_norm(x), fold(keys, MLP_HIDDEN))
         return x + dropout(y, self.rate, fold(keys, MLP_OUT))
 
-    def step(self, x, cross_keys, cross_values, cross_mask, self_cache, layer, index, self_mask, bias):
-        """One position x [b, 1, d]; writes its key and value into the stacked self_cache in place."""
+    def prefill(self, x, mask, bias):
+        """A language model's layer over x [b, n, d] -> the same, and its keys and values, each [b, h, n, k]."""
+        y = self.pre_self_attention_layer_norm(x)
+        keys, values = self.self_attention.keys_and_values(y)
+        x = x + self.self_attention.attend(self.self_attention.queries(y), keys, values, mask, bias)
+        return x + self.mlp(self.pre_mlp_layer_norm(x), None), (keys, values)
+
+    def step(self, x, cross, cross_mask, self_cache, layer, slot, self_mask, bias):
+        """One position x [b, 1, d]; writes its key and value into the stacked self_cache in place.
+
+        Args:
+          cross: keys and values of the encoder's outputs, each [b, h, s, k], or None.
+          layer, slot: int32 scalars, the place in self_cache [l, b, h, m, k].
+        """
         y = self.pre_self_attention_layer_norm(x)
         new = self.self_attention.keys_and_values(y)
         self_cache = tuple(
-            jax.lax.dynamic_update_slice(cache, part[None], (layer, 0, 0, index, 0))
+            jax.lax.dynamic_update_slice(cache, part[None], (layer, 0, 0, slot, 0))
             for cache, part in zip(self_cache, new, strict=True)
         )
         keys, values = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False) for cache in self_cache)
         x = x + self.self_attention.attend(self.self_attention.queries(y), keys, values, self_mask, bias)
-        y = self.pre_cross_attention_layer_norm(x)
-        cross = self.encoder_decoder_attention
-        x = x + cross.attend(cross.queries(y), cross_keys, cross_values, cross_mask, None)
+        if cross is not None:
+            y = self.pre_cross_attention_layer_norm(x)
+            attention = self.encoder_decoder_attention
+            x = x + attention.attend(attention.queries(y), *cross, cross_mask, None)
         return x + self.mlp(self.pre_mlp_layer_norm(x), None), self_cache
+
+
+def layer_bias(stack: Stack, make: Callable) -> Callable:
+    """From a layer to make(its bias table): made once, outside of the scan, where the layers share the stack's."""
+    if stack.relpos_bias is None:
+        return lambda layer: make(layer.relpos_bias)
+    once = make(stack.relpos_bias)
+    return lambda layer: once
 
 
 class Encoder(Stack):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         super().__init__(lambda r: EncoderLayer(config, rngs=r), config.num_encoder_layers, config, rngs=rngs)
         self.rate = config.dropout_rate
-        self.relpos_bias = att.RelativePositionBias(config, bidirectional=True, rngs=rngs)
+        self.relpos_bias = None if config.relpos_per_layer else att.RelativePositionBias(config, rngs=rngs)
         self.encoder_norm = RMSNorm(config, rngs=rngs)
 
     def __call__(self, x, mask, keys):
         """x [b, s, d], mask broadcastable to [b, h, s, s] -> [b, s, d]."""
         keys = fold(keys, ENCODER)
-        bias = self.relpos_bias(x.shape[1], x.shape[1])
+        bias = layer_bias(self, lambda table: table(x.shape[1], x.shape[1], bidirectional=True))
         x = dropout(x, self.rate, fold(keys, STACK_IN))
 
         def call(layer, x, i, _):
-            return constrain(layer(x, mask, bias, _layer_keys(keys, i)), "batch", "length", "activation"), None
+            return constrain(layer(x, mask, bias(layer), _layer_keys(keys, i)), "batch", "length", "activation"), None
 
         x, _ = self.run(call, x)
         return dropout(self.encoder_norm(x), self.rate, fold(keys, STACK_OUT))
 
 
 class Decoder(Stack):
+    """The decoder, or the one stack of a language model."""
+
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         super().__init__(lambda r: DecoderLayer(config, rngs=r), config.num_decoder_layers, config, rngs=rngs)
         self.rate = config.dropout_rate
-        self.relpos_bias = att.RelativePositionBias(config, bidirectional=False, rngs=rngs)
+        # As in Mesh TensorFlow, whose prefix language model is not "fully autoregressive" and so tells sides apart.
+        self.bidirectional = config.architecture == "prefix_lm"
+        self.relpos_bias = None if config.relpos_per_layer else att.RelativePositionBias(config, rngs=rngs)
         self.decoder_norm = RMSNorm(config, rngs=rngs)
         if not config.logits_via_embedding:
             initializer = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
             shape = (config.emb_dim, config.vocab_size)
             self.logits_dense = Dense(shape, ("embed", "vocab"), initializer, config, rngs=rngs)
 
-    def __call__(self, x, encoded, self_mask, cross_mask, keys):
-        """x [b, t, d], encoded [b, s, d] -> [b, t, d], normalised, before the output head."""
-        keys = fold(keys, DECODER)
-        bias = self.relpos_bias(x.shape[1], x.shape[1])
+    def __call__(self, x, self_mask, keys, encoded=None, cross_mask=None, as_encoder: bool = False):
+        """x [b, t, d] -> [b, t, d], normalised, before the output head.
+
+        Args:
+          encoded: [b, s, d] for the cross-attention; None leaves it out.
+          as_encoder: the encoder's pass where both stacks are one.
+        """
+        keys = fold(keys, ENCODER if as_encoder else DECODER)
+        n, bidirectional = x.shape[1], as_encoder or self.bidirectional
+        bias = layer_bias(self, lambda table: table(n, n, bidirectional))
         x = dropout(x, self.rate, fold(keys, STACK_IN))
 
         def call(layer, x, i, _):
-            y = layer(x, encoded, self_mask, cross_mask, bias, _layer_keys(keys, i))
+            y = layer(x, self_mask, bias(layer), _layer_keys(keys, i), encoded, cross_mask)
             return constrain(y, "batch", "length", "activation"), None
 
         x, _ = self.run(call, x)
         return dropout(self.decoder_norm(x), self.rate, fold(keys, STACK_OUT))
+
+    def prefill(self, x, mask):
+        """A language model's keys and values of x [b, n, d], each [l, b, h, n, k]."""
+        n = x.shape[1]
+        bias = layer_bias(self, lambda table: table(n, n, self.bidirectional))
+        return self.run(lambda layer, x, i, _: layer.prefill(x, mask, bias(layer)), x)[1]
 
     def cross_keys_and_values(self, encoded):
         """Keys and values of every layer's cross-attention, each [l, b, h, s, k]."""
@@ -119,45 +164,23 @@ class Decoder(Stack):
 
         return self.run(call, 0)[1]
 
-    def step(self, x, cross, cross_mask, self_cache, index):
-        """x [b, 1, d] at position `index` -> ([b, 1, d], self_cache)."""
-        length = self_cache[0].shape[3]
-        bias = self.relpos_bias.step(index, length)
-        self_mask = (jnp.arange(length) <= index)[None, None, None, :]
+    def step(self, x, self_cache, slot, self_mask, make_bias: Callable, cross=None, cross_mask=None):
+        """One position x [b, 1, d], whose key and value go to `slot` of the cache -> ([b, 1, d], self_cache)."""
+        bias = layer_bias(self, make_bias)
 
         def call(layer, carry, i, cross):
             x, cache = carry
-            return layer.step(x, *cross, cross_mask, cache, i, index, self_mask, bias), None
+            return layer.step(x, cross, cross_mask, cache, i, slot, self_mask, bias(layer)), None
 
         (x, self_cache), _ = self.run(call, (x, self_cache), cross)
         return self.decoder_norm(x), self_cache
 
 
-class EncoderDecoder(nnx.Module):
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.config = config
-        self.token_embedder = Embedding(config, rngs=rngs)
-        self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+class Transformer(nnx.Module):
+    """What the architectures share; each makes its own `config`, `token_embedder` and `decoder`."""
 
     def embed(self, tokens):
         return constrain(self.token_embedder(tokens), "batch", "length", "activation")
-
-    def encode(self, tokens, segments=None, keys=None):
-        """tokens int32 [b, s] -> [b, s, d]. Nobody looks at padding, nor across packed examples."""
-        mask = att.both(att.padding_mask(tokens), att.segment_mask(segments, segments))
-        return self.encoder(self.embed(tokens), mask, keys)
-
-    def decode(self, encoded, batch, keys=None):
-        """Hidden states [b, t, d] before the output head."""
-        tokens = batch["decoder_input_tokens"]
-        segments = batch.get("decoder_segment_ids")
-        encoder_segments = batch.get("encoder_segment_ids")
-        # Padding in the targets comes last, so the causal mask alone keeps it from every real position.
-        self_mask = att.both(att.causal_mask(tokens.shape[1]), att.segment_mask(segments, segments))
-        cross_mask = att.padding_mask(batch["encoder_input_tokens"])
-        cross_mask = att.both(cross_mask, att.segment_mask(segments, encoder_segments))
-        return self.decoder(self.embed(tokens), encoded, self_mask, cross_mask, keys)
 
     def logits(self, hidden):
         """hidden [b, t, d] -> [b, t, v], float32 at least."""
@@ -169,9 +192,57 @@ class EncoderDecoder(nnx.Module):
             logits = self.decoder.logits_dense(hidden, wide)
         return constrain(logits, "batch", "length", "vocab")
 
+    def empty_cache(self, b: int, length: int, dtype):
+        """Room for keys and values of `length` positions, each [l, b, h, length, k]."""
+        c = self.config
+        shape = (c.num_decoder_layers, b, c.num_heads, length, c.head_dim)
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+
+
+class EncoderDecoder(Transformer):
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedder = Embedding(config, rngs=rngs)
+        self.encoder = None if config.shared_stacks else Encoder(config, rngs=rngs)
+        self.decoder = Decoder(config, rngs=rngs)
+
+    def encode(self, tokens, segments=None, keys=None):
+        """tokens int32 [b, s] -> [b, s, d]. Nobody looks at padding, nor across packed examples."""
+        mask = att.both(att.padding_mask(tokens), att.segment_mask(segments, segments))
+        if self.encoder is None:
+            return self.decoder(self.embed(tokens), mask, keys, as_encoder=True)
+        return self.encoder(self.embed(tokens), mask, keys)
+
+    def decode(self, encoded, batch, keys=None):
+        """Hidden states [b, t, d] before the output head."""
+        tokens = batch["decoder_input_tokens"]
+        segments = batch.get("decoder_segment_ids")
+        encoder_segments = batch.get("encoder_segment_ids")
+        # Padding in the targets comes last, so the causal mask alone keeps it from every real position.
+        self_mask = att.both(att.causal_mask(tokens.shape[1]), att.segment_mask(segments, segments))
+        cross_mask = att.padding_mask(batch["encoder_input_tokens"])
+        cross_mask = att.both(cross_mask, att.segment_mask(segments, encoder_segments))
+        return self.decoder(self.embed(tokens), self_mask, keys, encoded, cross_mask)
+
     def __call__(self, batch, keys=None):
         encoded = self.encode(batch["encoder_input_tokens"], batch.get("encoder_segment_ids"), keys)
         return self.logits(self.decode(encoded, batch, keys))
+
+    def init_cache(self, encoded, tokens, max_length: int):
+        return {
+            "cross": self.decoder.cross_keys_and_values(encoded),
+            "cross_mask": att.padding_mask(tokens),
+            "self": self.empty_cache(tokens.shape[0], max_length, encoded.dtype),
+        }
+
+    def step(self, cache, tokens, index):
+        length = cache["self"][0].shape[3]
+        mask = (jnp.arange(length) <= index)[None, None, None, :]
+        hidden, self_cache = self.decoder.step(
+            self.embed(tokens[:, None]), cache["self"], index, mask,
+            lambda table: table.step(index, length, bidirectional=False), cache["cross"], cache["cross_mask"],
+        )
+        return self.logits(hidden)[:, 0], {**cache, "self": self_cache}
 
 
 def _layer_keys(keys, i):

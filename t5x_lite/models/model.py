@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_lite.models.attention import padding_mask
+from t5x_lite.models import language_model
 from t5x_lite.models.config import T5Config
 from t5x_lite.models.encoder_decoder import EncoderDecoder
+from t5x_lite.models.language_model import LanguageModel
 
 
 class Model:
-    """An encoder-decoder of the given shape; holds no arrays.
+    """A model of the given shape; holds no arrays.
 
-    A batch is a dictionary of int32 arrays named as seqio's EncDecFeatureConverter names them:
+    A batch is a dictionary of int32 arrays named as seqio's converters name them. For an encoder-decoder:
     `encoder_input_tokens` [b, s], `decoder_input_tokens`, `decoder_target_tokens`, `decoder_loss_weights` [b, t], and
-    where examples are packed `encoder_segment_ids` [b, s], `decoder_segment_ids` [b, t].
+    where examples are packed `encoder_segment_ids` [b, s], `decoder_segment_ids` [b, t]. For a language model, see
+    `LanguageModel`; it takes the unpacked batches of an encoder-decoder, too, and joins inputs and targets.
     """
 
     def __init__(self, config: T5Config):
@@ -32,11 +34,15 @@ class Model:
     def __eq__(self, other):
         return isinstance(other, Model) and self.config == other.config
 
+    def _make(self, key) -> EncoderDecoder | LanguageModel:
+        kind = LanguageModel if self.config.is_language_model else EncoderDecoder
+        return kind(self.config, rngs=nnx.Rngs(params=key))
+
     @functools.cached_property
     def _abstract(self):
-        return nnx.split(nnx.eval_shape(lambda: EncoderDecoder(self.config, rngs=nnx.Rngs(params=0))))
+        return nnx.split(nnx.eval_shape(lambda: self._make(0)))
 
-    def _module(self, params) -> EncoderDecoder:
+    def _module(self, params) -> EncoderDecoder | LanguageModel:
         graphdef, state = self._abstract
         state = nnx.clone(state)
         nnx.replace_by_pure_dict(state, params)
@@ -44,7 +50,7 @@ class Model:
 
     def init(self, key: jax.Array):
         """Initial parameters; a nested dictionary of arrays of `param_dtype`."""
-        return nnx.to_pure_dict(nnx.state(EncoderDecoder(self.config, rngs=nnx.Rngs(params=key))))
+        return nnx.to_pure_dict(nnx.state(self._make(key)))
 
     def abstract_params(self):
         """The same tree with `jax.ShapeDtypeStruct` leaves; allocates nothing."""
@@ -56,38 +62,48 @@ class Model:
         axes = {path: variable.axes for path, variable in nnx.to_flat_state(state)}
         return nnx.traversals.unflatten_mapping(axes)
 
+    def arranged(self, batch):
+        """A batch as this architecture takes it: an encoder-decoder's, given to a language model, is joined."""
+        if self.config.is_language_model and "encoder_input_tokens" in batch:
+            return language_model.concatenated(batch)
+        return batch
+
     def apply(self, params, batch, dropout_keys=None) -> jax.Array:
-        """Logits float32 [b, t, v].
+        """Logits float32 [b, t, v]; [b, n, v] for an `arranged` batch of a language model.
 
         Args:
           dropout_keys: PRNG keys [b], one for each row, or None for no dropout.
         """
-        return self._module(params)(batch, dropout_keys)
+        return self._module(params)(self.arranged(batch), dropout_keys)
 
-    def encode(self, params, encoder_input_tokens: jax.Array) -> jax.Array:
-        """int32 [b, s] -> [b, s, d]."""
-        return self._module(params).encode(encoder_input_tokens)
+    def encode(self, params, encoder_input_tokens: jax.Array) -> jax.Array | None:
+        """int32 [b, s] -> [b, s, d]; None for a language model, which has no encoder."""
+        return None if self.config.is_language_model else self._module(params).encode(encoder_input_tokens)
 
-    def init_cache(self, params, encoded: jax.Array, encoder_input_tokens: jax.Array, max_length: int):
-        """A cache for `decode_step`: cross-attention keys and values [l, b, h, s, k], computed once, and room for
-        `max_length` positions of self-attention [l, b, h, max_length, k]."""
-        c = self.config
-        cross = self._module(params).decoder.cross_keys_and_values(encoded)
-        shape = (c.num_decoder_layers, encoded.shape[0], c.num_heads, max_length, c.head_dim)
-        empty = jnp.zeros(shape, encoded.dtype)
-        return {"cross": cross, "cross_mask": padding_mask(encoder_input_tokens), "self": (empty, empty)}
+    def init_cache(self, params, encoded: jax.Array | None, encoder_input_tokens: jax.Array, max_length: int):
+        """A cache for `decode_step`, with room for `max_length` positions.
+
+        An encoder-decoder's has cross-attention keys and values [l, b, h, s, k], computed once, and room for
+        self-attention [l, b, h, max_length, k]; a language model's has the inputs' keys and values, too.
+        """
+        if self.config.is_language_model:
+            return self._module(params).init_cache(encoder_input_tokens, max_length)
+        return self._module(params).init_cache(encoded, encoder_input_tokens, max_length)
+
+    def first_tokens(self, encoder_input_tokens: jax.Array) -> jax.Array:
+        """What the first `decode_step` is given: the start token, or the last one that a language model reads; [b]."""
+        if self.config.is_language_model:
+            return language_model.last_tokens(encoder_input_tokens)
+        return jnp.zeros(encoder_input_tokens.shape[0], jnp.int32)
 
     def decode_step(self, params, cache, tokens: jax.Array, index: jax.Array):
         """Logits after one more token of every row.
 
         Args:
-          tokens: int32 [b], the tokens at position `index` (0 is the start token, which is the padding id).
-          index: int32 scalar, the same for all rows.
+          tokens: int32 [b], `first_tokens` at index 0, then the tokens chosen.
+          index: int32 scalar, the targets written so far; the same for all rows.
 
         Returns:
-          logits float32 [b, v] for position `index`'s target, and the cache with the position written.
+          logits float32 [b, v] for the target `index`, and the cache with the position written.
         """
-        module = self._module(params)
-        x = module.embed(tokens[:, None])
-        hidden, self_cache = module.decoder.step(x, cache["cross"], cache["cross_mask"], cache["self"], index)
-        return module.logits(hidden)[:, 0], {**cache, "self": self_cache}
+        return self._module(params).step(cache, tokens, index)
