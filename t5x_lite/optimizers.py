@@ -35,6 +35,13 @@ def constant_rate(value: float = 1e-3, warmup_steps: int = 0, offset: int = 0) -
     return lambda step: value * jnp.clip((jnp.asarray(step - offset, float) + 1) / warmup_steps, 0.0, 1.0)
 
 
+@gin.configurable(module="t5x_lite")
+def linear_rate(steps: int = gin.REQUIRED, value: float = 1e-2, end_value: float = 0.0, offset: int = 0) -> Schedule:
+    """From `value` to `end_value` in a straight line over `steps` steps: short runs end better on a falling rate."""
+    line = optax.linear_schedule(value, end_value, steps)
+    return lambda step: jnp.asarray(line(step - offset), float)
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """An optax chain whose learning rate is a function of the trainer's step.

@@ -44,6 +44,17 @@ def test_counts_the_forward_products_that_xla_counts(activations):
     assert products == pytest.approx(b * flops.train_flops_per_example(config, s, t) / 3, rel=1e-3)
 
 
+def test_counts_the_forward_products_of_a_language_model():
+    config = T5Config(vocab_size=384, emb_dim=96, num_heads=3, head_dim=40, mlp_dim=160, num_encoder_layers=0,
+                      num_decoder_layers=3, architecture="prefix_lm", scan_layers=False)
+    model, b, n = Model(config), 2, 48
+    names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+    batch = dict.fromkeys(names, jnp.ones((b, n), jnp.int32))
+    products = _dot_flops(jax.make_jaxpr(lambda p: model.apply(p, batch))(model.abstract_params()).jaxpr)
+    assert products == pytest.approx(b * flops.train_flops_per_example(config, 0, n) / 3, rel=1e-3)
+    assert flops.train_flops_per_example(config, 30, 18) == flops.train_flops_per_example(config, 0, 48)
+
+
 def _dot_flops(jaxpr) -> int:
     """2·(output elements)·(contracted elements) over every matrix product of a jaxpr."""
     total = 0

@@ -186,7 +186,8 @@ def test_configuration():
         "vocab_size": 128, "emb_dim": 32, "num_heads": 4, "head_dim": 6, "mlp_dim": 64, "num_encoder_layers": 2,
         "num_decoder_layers": 3, "mlp_activations": ["gelu", "linear"], "logits_via_embedding": False,
         "dropout_rate": 0.1, "dtype": "float32", "param_dtype": "float32", "scan_layers": True, "remat": "none",
-        "relpos_buckets": 32, "relpos_max_distance": 128,
+        "relpos_buckets": 32, "relpos_max_distance": 128, "architecture": "encoder_decoder", "shared_stacks": False,
+        "relpos_per_layer": False, "scan_unroll": 1,
     }
     # What transformers 5 writes of an untied model, and what early 1.0 files leave out.
     newer = {**values, "tie_word_embeddings": True, "scale_decoder_outputs": False}

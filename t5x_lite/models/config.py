@@ -38,6 +38,8 @@ class T5Config:
       dtype: of activations and matrix products. Norms and softmax are computed in float32 at least.
       param_dtype: of the parameters as stored and updated.
       scan_layers: layers stacked on a leading axis and scanned, so that compile time does not grow with depth.
+      scan_unroll: layers in one turn of the scan. On CPUs XLA runs a loop's body on fewer threads than straight code, so
+        that small models train faster with all layers in one.
       remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products) or "full".
       relpos_buckets, relpos_max_distance: of the relative position bias.
 
@@ -58,6 +60,7 @@ class T5Config:
     dtype: str = "float32"
     param_dtype: str = "float32"
     scan_layers: bool = True
+    scan_unroll: int = 1
     remat: str = "none"
     relpos_buckets: int = 32
     relpos_max_distance: int = 128

@@ -19,6 +19,7 @@ class Stack(nnx.Module):
     def __init__(self, make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, config: T5Config, *, rngs: nnx.Rngs):
         self.depth = depth
         self.scanned = config.scan_layers
+        self.unroll = min(config.scan_unroll, depth)
         self.remat = config.remat
         base = rngs.params()
         keys = jax.vmap(lambda i: jax.random.fold_in(base, i))(jnp.arange(depth))
@@ -47,7 +48,8 @@ class Stack(nnx.Module):
                 i, layer_state, inputs = xs
                 return call(nnx.merge(graphdef, layer_state), x, i, inputs)
 
-            return jax.lax.scan(self._rematerialised(body), x, (jnp.arange(self.depth), state, per_layer))
+            layers = (jnp.arange(self.depth), state, per_layer)
+            return jax.lax.scan(self._rematerialised(body), x, layers, unroll=self.unroll)
         outs = []
         for i in range(self.depth):
             graphdef, state = nnx.split(getattr(self, f"layers_{i}"))

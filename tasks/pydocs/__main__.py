@@ -12,8 +12,11 @@ from t5x_lite.tasks.pydocs import corpus
 
 
 def bars(stage: str, total: int):
-    """A progress bar for one stage of the build."""
-    bar = tqdm.tqdm(total=total, desc=stage, file=sys.stderr, leave=True)
+    """A progress bar for one stage of the build; where there is no terminal, a line when it begins."""
+    bar = tqdm.tqdm(total=total, desc=stage, file=sys.stderr, disable=None)  # None: shown on a terminal alone
+    if bar.disable:
+        print(f"{stage} ({total:,})", file=sys.stderr, flush=True)
+        return lambda done: None
 
     def step(done: int) -> None:
         bar.update(done)

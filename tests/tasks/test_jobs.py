@@ -93,6 +93,18 @@ def test_finetuning_evaluating_and_asking(pretrained, tmp_path, capsys):
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
 
 
+def test_a_prefix_language_model_trains_evaluates_and_answers(corpus_dir, tmp_path):
+    flags = [*FINETUNE, f"--model_dir={tmp_path}", "--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.TRAIN_STEPS=1",
+             "--gin.T5Config.architecture=prefix_lm", "--gin.T5Config.num_encoder_layers=0"]
+    assert run("train", *flags) == 0
+    metrics = plots.read_metrics(tmp_path)
+    assert {"eval/pydocs_summarize/loss", "eval/pydocs_summarize/rouge1", "train/loss"} <= set(metrics)
+    (tmp_path / "ask.txt").write_text("library: the queue of the tensor\n")
+    assert run("infer", f"--checkpoint={tmp_path}", f"--input={tmp_path}/ask.txt", f"--output={tmp_path}/out.jsonl",
+               "--gin.infer.batch_size=8", "--gin.Decoder.max_length=4") == 0
+    assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
+
+
 def test_absolute_steps_go_on_from_the_checkpoints(pretrained, tmp_path):
     assert run("train", *FINETUNE, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=7", "--gin.DECODE=False",
                "--gin.train.absolute_steps=True", f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}") == 0

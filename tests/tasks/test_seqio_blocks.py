@@ -64,7 +64,7 @@ def test_rates_of_a_mixture_are_exact(monkeypatch):
     blocks = source("pydocs_library_and_summarize").open()
     read = chosen(blocks, monkeypatch, 5)
     library, summarize = sum(map(len, read[0::2])), sum(map(len, read[1::2]))
-    assert library == summarize == 5 * 2 * 4
+    assert (library, summarize) == (5 * 2 * 2, 5 * 2 * 6)
 
 
 def test_packed_rows_hold_several_examples_and_no_more_than_fit():
@@ -72,6 +72,30 @@ def test_packed_rows_hold_several_examples_and_no_more_than_fit():
     packed = rows(wide.open(), 0, 0)
     assert max(max(row["decoder_segment_ids"]) for row in packed) > 1
     assert all(len(row["encoder_input_tokens"]) == 4000 and len(row["decoder_target_tokens"]) == 400 for row in packed)
+
+
+@pytest.mark.parametrize("architecture", ["causal_lm", "prefix_lm"])
+def test_rows_of_a_language_model_are_inputs_and_targets_in_one(architecture):
+    """What seqio's converter makes of an example, our model makes of the encoder-decoder's row."""
+    from t5x_lite.models import language_model
+
+    apart = source(packing=False, shuffle_buffer=0).open()
+    joined = source(packing=False, shuffle_buffer=0).open(architecture)
+    pairs = list(zip(apart.block(0, 0), joined.block(0, 0), strict=True))
+    assert pairs
+    for apart_row, joined_row in pairs:
+        ours = language_model.concatenated({name: value[None] for name, value in apart_row.items()})
+        real = joined_row["decoder_target_tokens"] > 0
+        assert set(ours) == set(joined_row)
+        for name, value in ours.items():
+            np.testing.assert_array_equal(np.where(real, value[0], 0), np.where(real, joined_row[name], 0), err_msg=name)
+
+
+def test_a_language_model_may_learn_from_its_inputs_too():
+    for only_targets in (True, False):
+        blocks = source(packing=False, loss_on_targets_only=only_targets).open("prefix_lm")
+        row = next(blocks.block(0, 0))
+        assert (row["decoder_loss_weights"].sum() == (row["decoder_target_tokens"] > 0).sum()) == (not only_targets)
 
 
 def test_a_source_that_cannot_seek_still_gives_the_same_rows(monkeypatch):
