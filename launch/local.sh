@@ -36,7 +36,7 @@ t5x-lite train --gin_file=examples/quickstart_finetune.gin --model_dir="$run_dir
 
 banner "Evaluate the newest checkpoint on the test split"
 t5x-lite eval --gin_file=runs/eval.gin --gin.MIXTURE_OR_TASK_NAME=pydocs_library_and_summarize \
-  --gin.TASK_FEATURE_LENGTHS="{'inputs': 128, 'targets': 36}" --gin.SPLIT=test --gin.EVALUATION_EXAMPLES=200 \
+  --gin.TASK_FEATURE_LENGTHS="{'inputs': 96, 'targets': 32}" --gin.SPLIT=test --gin.EVALUATION_EXAMPLES=200 \
   --model_dir="$run_dir/finetune"
 
 banner "Ask it three things"
@@ -46,7 +46,7 @@ library: Computes the softmax cross entropy between logits and labels. Every lab
 library: Plot the histogram of x on the given axes and return the patches. The colors cycle with the figure's style.
 TEXTS
 t5x-lite infer --checkpoint="$run_dir/finetune" --input="$run_dir/texts.txt" --output="$run_dir/predictions.jsonl" \
-  --gin.infer.max_input_length=128 --gin.Decoder.max_length=36 --gin.infer.overwrite=True
+  --gin.infer.max_input_length=96 --gin.Decoder.max_length=32 --gin.infer.overwrite=True
 cat "$run_dir/predictions.jsonl"
 
 banner "What came out"

@@ -1,10 +1,7 @@
 """What trivial answers score on the pydocs tasks: the floor that a trained model is compared with."""
 
-from collections.abc import Mapping
-
 from t5x_lite.tasks.pydocs import metrics
 from t5x_lite.tasks.pydocs import source
-from t5x_lite.tasks.pydocs import tasks
 
 
 def baselines(split: str = "validation", limit: int | None = None) -> dict[str, dict[str, dict[str, float]]]:
@@ -15,20 +12,15 @@ def baselines(split: str = "validation", limit: int | None = None) -> dict[str, 
     """
     train = _records("train")
     examples = _records(split)
-    summaries = [e for e in examples if _summarizable(e)][:limit]
+    summaries = [e for e in examples if e["summary"]][:limit]
     return {
         "pydocs_library": metrics.library_baselines(
             [r["library"] for r in train], [e["library"] for e in examples][:limit]
         ),
-        "pydocs_summarize": metrics.summary_baselines([r["summary"] for r in train if _summarizable(r)], summaries),
+        "pydocs_summarize": metrics.summary_baselines([r["summary"] for r in train if r["summary"]], summaries),
     }
 
 
 def _records(split: str) -> list[dict[str, str]]:
     columns = source.PydocsSource()._read(split)
     return [dict(zip(columns, (v.decode() for v in row))) for row in zip(*columns.values())]
-
-
-def _summarizable(record: Mapping[str, str]) -> bool:
-    shortest, longest = tasks.SUMMARY_CHARACTERS
-    return shortest <= len(record["summary"]) <= longest and len(record["body"]) >= tasks.BODY_CHARACTERS

@@ -1,6 +1,6 @@
 """The corpus as a tensorflow-datasets builder, and what makes sure that it is there.
 
-One folder, `DATA_DIR/pydocs/1.0.0/`, holds the records (array_record: any record can be read by its index), the
+One folder, `DATA_DIR/pydocs/1.1.0/`, holds the records (array_record: any record can be read by its index), the
 vocabulary and the report on near duplicates. tensorflow-datasets writes it under another name and renames it at the
 end, so it is complete or absent.
 """
@@ -30,6 +30,14 @@ REPORT_FILE_NAME = "near_duplicates.json"
 Progress = Callable[[str, int], Callable[[int], None]]
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`*\"'(\[])")
+_WORD = re.compile(r"[a-z]{4,}")
+# What a summary must be to be asked for: more than a title, less than a page, and to be found in what is left to read:
+# half of its words of four letters and more within the first characters of the body, which a short input holds.
+SUMMARY_CHARACTERS = (20, 200)
+BODY_CHARACTERS = 100
+READ_CHARACTERS = 500
+SAID_AGAIN = 0.5
+
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|Eq|Fig|Dr|al|approx|resp)|\b[A-Z])\.$")
 
 
@@ -44,8 +52,11 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     `sources` replaces the installed libraries by other files, `progress` is told how far the build is.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.0.0": "First version.",
+        "1.1.0": "A summary is left empty where the rest of the text does not say half of it.",
+    }
     # Where tensorflow-datasets looks for checksums of downloads. There are none, and with a path it would need
     # `importlib_resources`, which it does not install.
     code_path = None
@@ -95,6 +106,8 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, documents: Sequence[corpus.Document]) -> Iterator[tuple[str, dict[str, str]]]:
         for document in documents:
             summary, body = summarize(document.text)
+            if not can_be_asked_for(summary, body):
+                summary = ""
             yield digest(document.text).hex(), {
                 "text": document.text,
                 "summary": summary,
@@ -150,6 +163,15 @@ def summarize(text: str) -> tuple[str, str]:
     rest = first[end:].strip()
     body = "\n\n".join(([rest] if rest else []) + paragraphs[1:]).strip("\n")
     return summary, body
+
+
+def can_be_asked_for(summary: str, body: str) -> bool:
+    """Whether a reader of the body could write the summary: see the constants at the top."""
+    shortest, longest = SUMMARY_CHARACTERS
+    if not shortest <= len(summary) <= longest or len(body) < BODY_CHARACTERS:
+        return False
+    words, said = set(_WORD.findall(summary.lower())), set(_WORD.findall(body[:READ_CHARACTERS].lower()))
+    return len(words & said) >= SAID_AGAIN * max(1, len(words))
 
 
 # Building it ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from t5x_lite.tasks.pydocs import builder
 
 
 class PydocsSource(seqio.DataSource):
-    """Records with `text`, `summary`, `body`, `library` and `name` (scalar strings), in train, validation and test.
+    """Records with `text`, `summary`, `body`, `library` and `name` (scalar strings; `summary` may be empty), in train,
+    validation and test.
 
     Small enough to be held in memory (tf.data cannot read array_record files). `open_split(split)` gives the same
     records in the same order by index, for readers that seek.

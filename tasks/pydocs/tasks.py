@@ -10,18 +10,9 @@ from t5x_lite.tasks.pydocs import metrics
 from t5x_lite.tasks.pydocs import source
 from t5x_lite.tasks.pydocs import vocabulary
 
-# What a summary must be to be asked for: more than a title, less than a page, with something left to read.
-SUMMARY_CHARACTERS = (20, 200)
-BODY_CHARACTERS = 100
-
 
 def summarize(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """`summarize: ` + the body -> the first sentence; documents without a fit one are left out."""
-    shortest, longest = SUMMARY_CHARACTERS
-
-    def fit(example):
-        n = tf.strings.length(example["summary"], "UTF8_CHAR")
-        return (n >= shortest) & (n <= longest) & (tf.strings.length(example["body"], "UTF8_CHAR") >= BODY_CHARACTERS)
+    """`summarize: ` + the body -> the first sentence; documents without one to ask for are left out."""
 
     def text_to_text(example):
         return {
@@ -30,7 +21,8 @@ def summarize(dataset: tf.data.Dataset) -> tf.data.Dataset:
             "name": example["name"],
         }
 
-    return dataset.filter(fit).map(text_to_text, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.filter(lambda example: example["summary"] != "").map(
+        text_to_text, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def library(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -13,6 +13,8 @@ import pytest
 
 from t5x_lite.tasks.pydocs import builder, corpus, near_duplicates
 
+VERSION = str(builder.Pydocs.VERSION)
+
 
 def texts_by_split(directory):
     return {s: [r["text"].decode() for r in builder.open_split(s, directory)] for s in builder.SPLITS}
@@ -115,11 +117,11 @@ def test_a_failed_build_leaves_nothing_and_the_next_one_clears_up(tree_sources, 
     with pytest.raises(KeyboardInterrupt):
         builder.ensure_built(tmp_path, sources=tree_sources, progress=interrupt)
     parent = tmp_path / "pydocs"
-    assert not (parent / "1.0.0").exists()
-    killed = parent / "incomplete.ABC_1.0.0"  # what a killed process leaves
+    assert not (parent / VERSION).exists()
+    killed = parent / f"incomplete.ABC_{VERSION}"  # what a killed process leaves
     killed.mkdir(parents=True)
     folder = builder.ensure_built(tmp_path, sources=tree_sources)
-    assert [p.name for p in parent.iterdir()] == ["1.0.0"] and (folder / "vocabulary.model").exists()
+    assert [p.name for p in parent.iterdir()] == [VERSION] and (folder / "vocabulary.model").exists()
 
 
 _OTHER_PROCESS = """
@@ -152,9 +154,9 @@ def test_two_processes_at_once_build_once(corpus_dir, tree, tree_sources, tmp_pa
 
 
 def test_what_is_there_is_not_built_again(corpus_dir, tree_sources, capsys):
-    before = os.stat(corpus_dir / "pydocs" / "1.0.0").st_mtime_ns
+    before = os.stat(corpus_dir / "pydocs" / VERSION).st_mtime_ns
     builder.ensure_built(corpus_dir, sources=tree_sources[:1])
-    assert os.stat(corpus_dir / "pydocs" / "1.0.0").st_mtime_ns == before
+    assert os.stat(corpus_dir / "pydocs" / VERSION).st_mtime_ns == before
     assert capsys.readouterr().err == ""
 
 

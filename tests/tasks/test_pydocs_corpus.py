@@ -110,3 +110,21 @@ def test_installed_sources_are_those_of_listed_distributions():
 )
 def test_summary_is_the_first_sentence_and_body_the_rest(text, expected):
     assert builder.summarize(text) == expected
+
+
+BODY = "Every element of the array is doubled, and the doubled array is given back to whoever asked. " * 6
+
+
+@pytest.mark.parametrize(
+    "summary, body, asked",
+    [
+        ("Doubled elements of an array.", BODY, True),  # doubled, array of doubled, elements, array
+        ("Doubled and halved numbers.", BODY, False),  # one word of three
+        ("Array doubled.", BODY, False),  # a title
+        ("Doubled array. " * 14, BODY, False),  # a page
+        ("Doubled elements of an array.", BODY[:99], False),  # nothing left to read
+        ("Doubled elements of an array.", "nothing of it here " * 27 + BODY, False),  # said too late
+    ],
+)
+def test_a_summary_is_asked_for_only_where_the_text_says_half_of_it(summary, body, asked):
+    assert builder.can_be_asked_for(summary, body) == asked
