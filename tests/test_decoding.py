@@ -195,12 +195,12 @@ def test_noise_is_a_function_of_seed_row_and_position():
     logits = jnp.zeros((64, V))
     rows = jnp.arange(64)
 
-    def draw(seed=0, rows=rows, position=0):
-        return np.asarray(decoding.sample(logits, rows, jnp.int32(position), seed=seed))
+    def draw(seed=0, rows=rows, number=0, position=0):
+        return np.asarray(decoding.sample(logits, rows, jnp.full_like(rows, number), jnp.int32(position), seed=seed))
 
     np.testing.assert_array_equal(draw(), draw())
     np.testing.assert_array_equal(draw(rows=rows[::-1])[::-1], draw())
-    for other in (draw(seed=1), draw(rows=rows + 64), draw(position=1)):
+    for other in (draw(seed=1), draw(rows=rows + 64), draw(number=1), draw(position=1)):
         assert (other == draw()).mean() < 0.2
 
 
@@ -209,7 +209,7 @@ def test_sampling_follows_the_probabilities():
     n = 20_000
 
     def frequencies(**kwargs):
-        drawn = decoding.sample(jnp.broadcast_to(logits, (n, 4)), jnp.arange(n), jnp.int32(5), **kwargs)
+        drawn = decoding.sample(jnp.broadcast_to(logits, (n, 4)), jnp.arange(n), jnp.arange(n) % 3, jnp.int32(5), **kwargs)
         return np.bincount(drawn, minlength=4) / n
 
     # Five standard deviations of a frequency are at most 0.018.
