@@ -37,21 +37,26 @@ def sample(logits: jax.Array, row_ids: jax.Array, numbers: jax.Array, position: 
     """A token drawn from softmax(logits / temperature), cut to the `top_k` and then the `top_p` most probable.
 
     The noise is a function of (seed, row id, number of the sequence, position) alone, so a row draws the same tokens
-    in any batch and on any mesh. Drawing is the argmax of logits plus Gumbel noise (Gumbel-max); `top_p` is nucleus sampling
-    (arXiv:1904.09751).
+    in any batch and on any mesh. Drawing is the argmax of logits plus Gumbel noise (Gumbel-max); `top_p` is nucleus
+    sampling (arXiv:1904.09751).
     """
     logits = logits / temperature
     if top_k:
         logits = _keep_top_k(logits, top_k)
     if top_p < 1.0:
         logits = _keep_top_p(logits, top_p)
+    return jnp.argmax(logits + noise(seed, row_ids, numbers, position, logits.shape[-1]), axis=-1).astype(jnp.int32)
+
+
+def noise(seed: int, row_ids: jax.Array, numbers: jax.Array, position: jax.Array, v: int) -> jax.Array:
+    """Gumbel noise float32 [b, v] of one position; each row's is a function of (seed, row id, number, position)."""
     # Named, because only threefry gives the same numbers under vmap and any sharding.
     key = jax.random.key(seed, impl="threefry2x32")
 
-    def noise(*site):
-        return jax.random.gumbel(functools.reduce(jax.random.fold_in, (*site, position), key), logits.shape[1:])
+    def one(*site):
+        return jax.random.gumbel(functools.reduce(jax.random.fold_in, (*site, position), key), (v,))
 
-    return jnp.argmax(logits + jax.vmap(noise)(row_ids, numbers), axis=-1).astype(jnp.int32)
+    return jax.vmap(one)(row_ids, numbers)
 
 
 def decode(model, params, encoder_input_tokens: jax.Array, max_length: int, eos_id: int = 1, *,

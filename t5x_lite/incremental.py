@@ -21,7 +21,6 @@ class Ensemble:
 
     def __init__(self, model):
         self.model = model
-        self.config = model.config
 
     def __hash__(self):
         return hash(("ensemble", self.model))

@@ -335,7 +335,8 @@ class _Worker:
                 array[i, j, :len(ids)] = ids
         return jax.device_put(array, self.partitioner.batch)
 
-    def _finished(self, record: text_io.Record, row: _Row, ids: list | None, score: float | list[float]) -> dict[str, Any]:
+    def _finished(self, record: text_io.Record, row: _Row, ids: list | None,
+                  score: float | list[float]) -> dict[str, Any]:
         """The output; ids and score are lists of several where a row has several sequences or choices."""
         scores = score if isinstance(score, list) else [score]
         if self.mode == "rank":
