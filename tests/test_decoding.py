@@ -243,8 +243,8 @@ def exact(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()) or "plain")
 def test_samples_pass_a_chi_square_test(settings):
-    logits = np.random.default_rng(0).normal(size=V).astype(np.float32)
-    rows, numbers, positions = 1000, 5, 8
+    logits = np.random.default_rng(0).uniform(-1, 1, V).astype(np.float32)
+    rows, numbers, positions = 400, 5, 4
     n = rows * numbers * positions
     probabilities = exact(logits, **settings)
     row_ids, sequences = (x.ravel() for x in np.indices((rows, numbers), np.int32))
@@ -275,7 +275,7 @@ def test_what_was_cut_is_never_drawn(settings):
     allowed = np.array([exact(row, **settings) > 0 for row in logits])
     assert 1 < allowed.sum(1).mean() < V / 2
     draw = jax.jit(functools.partial(decoding.sample, **settings))
-    for position in range(200):
+    for position in range(50):
         drawn = draw(logits, jnp.arange(64), jnp.zeros(64, jnp.int32), position)
         assert allowed[np.arange(64), drawn].all()
 
