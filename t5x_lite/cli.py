@@ -57,7 +57,7 @@ JOBS = {
         "t5x_lite.jobs.infer", "infer", "write the model's answers to a file of inputs",
         "t5x-lite infer --checkpoint=/tmp/t5x_lite/run --input=questions.jsonl --output=answers.jsonl",
         {
-            "checkpoint": ("infer.checkpoint", "a MODEL_DIR, or one checkpoint in it"),
+            "checkpoint": ("infer.checkpoint", "a MODEL_DIR, or one checkpoint in it; A,B averages the logits"),
             "input": ("infer.input", "the file to read"),
             "output": ("infer.output", "the file to write"),
         },

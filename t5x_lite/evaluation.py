@@ -61,7 +61,8 @@ class Evaluator:
         from t5x_lite import seqio_evaluation  # TensorFlow
 
         self.config = config
-        self._decoder = config.decoder or decoding.Decoder(max_length=config.feature_lengths["targets"])
+        decoder = config.decoder or decoding.Decoder(max_length=config.feature_lengths["targets"])
+        self._decoder = dataclasses.replace(decoder, num_return_sequences=1)  # metrics are of one answer
         self._data = seqio_evaluation.EvaluationData(config)
         self._compiled: dict[Any, Any] = {}
 

@@ -29,12 +29,14 @@ class Record:
     Attributes:
       input: the text; of a line that cannot be understood, the line itself.
       target: the text to score, where one was asked for.
+      choices: the texts to choose from, where they were asked for.
       error: why the line cannot be understood, or None.
     """
 
     input: str
     target: str | None = None
     error: str | None = None
+    choices: tuple[str, ...] | None = None
 
 
 class TextInput:
@@ -42,20 +44,23 @@ class TextInput:
 
     Formats: `txt`, the line is the input. `tsv`, no quoting; the first column is the input and the second the target,
     or the columns that a header line calls `input_field` and `target_field`. `jsonl`, one object a line, with fields
-    `input` and `target` unless others are named.
+    `input` and `target` unless others are named; `choices` is a list of texts.
 
     Args:
       path: local or remote, or `-`.
       format: one of FORMATS' values; by default told by the file's ending, and `txt` for stdin.
       input_field, target_field: names of columns or fields.
       with_target: whether records need a target.
+      with_choices: whether records need choices, which only `jsonl` has.
 
     Raises:
-      UserError: no such file, unknown format, a target asked of `txt`, a header without the named column.
+      UserError: no such file, unknown format, a target asked of `txt`, choices of anything but `jsonl`, a header
+        without the named column.
     """
 
     def __init__(self, path: epath.PathLike, format: str | None = None, input_field: str | None = None,
-                 target_field: str | None = None, with_target: bool = False):
+                 target_field: str | None = None, with_target: bool = False,
+                 with_choices: bool = False):
         self.path = os.fspath(path)
         self.format = format or ("txt" if self.path == STANDARD else FORMATS.get(epath.Path(self.path).suffix))
         if self.format not in FORMATS.values():
@@ -66,8 +71,11 @@ class TextInput:
         if self.format == "txt" and (input_field or target_field):
             raise UserError(f"{self.path} is plain text and has no field to name: drop infer.input_field, or set "
                             'infer.input_format to "tsv" or "jsonl".')
+        if with_choices and self.format != "jsonl":
+            raise UserError(f"{self.path} has no choices to rank: set infer.choices to a list of texts, or give a "
+                            '.jsonl file whose lines have a field "choices".')
         self._fields = (input_field, target_field)
-        self._with_target = with_target
+        self._with_target, self._with_choices = with_target, with_choices
         self._read = 0  # bytes
         self._size = None
         if self.path == STANDARD:
@@ -140,7 +148,15 @@ class TextInput:
             if not isinstance(value[name], str):
                 raise _Malformed(f"field {name!r} is not a string")
             found.append(value[name])
-        return Record(*found)
+        return Record(*found, choices=self._parse_choices(value) if self._with_choices else None)
+
+    def _parse_choices(self, value: dict[str, Any]) -> tuple[str, ...]:
+        if "choices" not in value:
+            raise _Malformed("no field 'choices'")
+        choices = value["choices"]
+        if not isinstance(choices, list) or not choices or not all(isinstance(c, str) for c in choices):
+            raise _Malformed("field 'choices' is not a list of strings")
+        return tuple(choices)
 
 
 class StandardOutput:

@@ -87,6 +87,23 @@ def test_cached_decoding_is_repeated_application(name):
     np.testing.assert_allclose(scores, total, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["causal_lm", "prefix_lm"])
+def test_beams_ranks_and_prefixes_of_language_models(name):
+    """The best beam of all that are possible, ranked as it is scored; a prefix is what the beam goes on from."""
+    model, params = build(name)
+    beams = functools.partial(decoding.beam_search, model, max_length=2, eos_id=NO_EOS, length_penalty=0.0)
+    ids, scores = jax.jit(functools.partial(beams, num_beams=64))(params, jnp.asarray(INPUTS))
+    pairs = np.stack(np.meshgrid(np.arange(1, 64), np.arange(1, 64), indexing="ij"), -1).reshape(-1, 2)
+    ranks = np.asarray(jax.jit(decoding.rank, static_argnums=0)(model, params, jnp.asarray(INPUTS), jnp.asarray(pairs)))
+    np.testing.assert_array_equal(ids[:, 0], pairs[ranks.argmax(1)])
+    np.testing.assert_allclose(scores[:, 0], ranks.max(1), rtol=1e-5)
+    batch = rows(targets=np.asarray(ids[:, 0]))
+    np.testing.assert_allclose(decoding.score(model, params, batch), ranks.max(1), rtol=1e-5)
+    prefix = ids[:, 0, :1]
+    from_prefix, _ = jax.jit(functools.partial(beams, num_beams=2))(params, jnp.asarray(INPUTS), decoder_prefix=prefix)
+    np.testing.assert_array_equal(from_prefix[:, 0], ids[:, 0])
+
+
 @pytest.mark.parametrize("name", ["shared", "causal_lm", "prefix_lm"])
 def test_scores_are_sums_over_the_targets(name):
     model, params = build(name)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from t5x_lite import decoding
 from t5x_lite.errors import UserError
@@ -195,12 +196,12 @@ def test_noise_is_a_function_of_seed_row_and_position():
     logits = jnp.zeros((64, V))
     rows = jnp.arange(64)
 
-    def draw(seed=0, rows=rows, position=0):
-        return np.asarray(decoding.sample(logits, rows, jnp.int32(position), seed=seed))
+    def draw(seed=0, rows=rows, number=0, position=0):
+        return np.asarray(decoding.sample(logits, rows, jnp.full_like(rows, number), jnp.int32(position), seed=seed))
 
     np.testing.assert_array_equal(draw(), draw())
     np.testing.assert_array_equal(draw(rows=rows[::-1])[::-1], draw())
-    for other in (draw(seed=1), draw(rows=rows + 64), draw(position=1)):
+    for other in (draw(seed=1), draw(rows=rows + 64), draw(number=1), draw(position=1)):
         assert (other == draw()).mean() < 0.2
 
 
@@ -209,7 +210,8 @@ def test_sampling_follows_the_probabilities():
     n = 20_000
 
     def frequencies(**kwargs):
-        drawn = decoding.sample(jnp.broadcast_to(logits, (n, 4)), jnp.arange(n), jnp.int32(5), **kwargs)
+        drawn = decoding.sample(jnp.broadcast_to(logits, (n, 4)), jnp.arange(n), jnp.zeros(n, jnp.int32), jnp.int32(5),
+                                **kwargs)
         return np.bincount(drawn, minlength=4) / n
 
     # Five standard deviations of a frequency are at most 0.018.
@@ -222,6 +224,75 @@ def test_sampling_follows_the_probabilities():
     np.testing.assert_allclose(frequencies(top_p=0.01), [0, 0, 0, 1])
     # Cut to two first, of which the better has 4/7 alone.
     np.testing.assert_allclose(frequencies(top_k=2, top_p=0.5), [0, 0, 0, 1])
+
+
+SETTINGS = [{}, {"temperature": 0.6}, {"top_k": 7}, {"top_p": 0.8}, {"temperature": 1.5, "top_k": 12, "top_p": 0.7}]
+
+
+def exact(logits, temperature=1.0, top_k=0, top_p=1.0):
+    """The probabilities that these settings mean, in float64."""
+    logits = np.asarray(logits, np.float64) / temperature
+    order = np.argsort(-logits, kind="stable")
+    kept = order[:top_k or None]
+    probabilities = np.exp(logits[kept]) / np.exp(logits[kept]).sum()
+    kept = kept[np.cumsum(probabilities) - probabilities < top_p]
+    result = np.zeros(len(logits))
+    result[kept] = np.exp(logits[kept]) / np.exp(logits[kept]).sum()
+    return result
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()) or "plain")
+def test_samples_pass_a_chi_square_test(settings):
+    logits = np.random.default_rng(0).uniform(-1, 1, V).astype(np.float32)
+    rows, numbers, positions = 400, 5, 4
+    n = rows * numbers * positions
+    probabilities = exact(logits, **settings)
+    row_ids, sequences = (x.ravel() for x in np.indices((rows, numbers), np.int32))
+    draw = jax.jit(functools.partial(decoding.sample, jnp.broadcast_to(logits, (rows * numbers, V)), **settings))
+    drawn = [np.asarray(draw(row_ids, sequences, position)) for position in range(positions)]
+    counts = np.bincount(np.concatenate(drawn), minlength=V)
+    possible = probabilities > 0
+    assert not counts[~possible].any()
+    assert probabilities[possible].min() * n > 5  # as the test's approximation needs
+    assert scipy.stats.chisquare(counts[possible], n * probabilities[possible]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("along", ["rows", "numbers", "positions"])
+def test_neighbouring_draws_are_independent(along):
+    n = 4000
+    zeros = jnp.zeros((n, 6))
+    draw = jax.jit(decoding.sample)
+    i = np.arange(n, dtype=np.int32)
+    first, second = (draw(zeros, i * 2 + d * (along == "rows"), np.full(n, d * (along == "numbers"), np.int32),
+                          d * (along == "positions")) for d in (0, 1))
+    pairs = np.bincount(np.asarray(first) * 6 + np.asarray(second), minlength=36)
+    assert scipy.stats.chisquare(pairs).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("settings", SETTINGS[2:], ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()))
+def test_what_was_cut_is_never_drawn(settings):
+    logits = 2 * np.random.default_rng(1).normal(size=(64, V)).astype(np.float32)
+    allowed = np.array([exact(row, **settings) > 0 for row in logits])
+    assert 1 < allowed.sum(1).mean() < V / 2
+    draw = jax.jit(functools.partial(decoding.sample, **settings))
+    for position in range(50):
+        drawn = draw(logits, jnp.arange(64), jnp.zeros(64, jnp.int32), position)
+        assert allowed[np.arange(64), drawn].all()
+
+
+@pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
+                         ids=lambda shape: "_".join(f"{axis}{n}" for axis, n in shape.items()))
+def test_noise_is_the_same_to_the_bit_on_any_mesh_and_in_any_batch(shape):
+    rows, numbers = np.arange(32, dtype=np.int32), np.arange(32, dtype=np.int32) % 3
+    draw = functools.partial(decoding.noise, 5, position=jnp.int32(7), v=V)
+    expected = np.asarray(jax.jit(draw)(rows, numbers))
+    partitioner = MeshConfig(shape).build()
+    some = rows[::-2]
+    with partitioner.activate():
+        out = jax.jit(draw, out_shardings=partitioner.sharding("batch", "vocab"))
+        sharded = out(*(jax.device_put(x, partitioner.batch) for x in (some, numbers[some])))
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_array_equal(np.asarray(sharded).view(np.int32), expected[some].view(np.int32))
 
 
 def test_scores_of_samples_are_the_model_s_own(tiny):
@@ -248,7 +319,9 @@ def test_decoder_is_decode_with_settings(tiny):
 
 
 @pytest.mark.parametrize("wrong", [{"max_length": 0}, {"method": "beem"}, {"temperature": 0.0}, {"top_k": -1},
-                                   {"top_p": 0.0}, {"top_p": 1.5}])
+                                   {"top_p": 0.0}, {"top_p": 1.5}, {"num_beams": 0}, {"length_penalty": np.nan},
+                                   {"beam_rule": "paper"}, {"num_return_sequences": 0}, {"num_return_sequences": 2},
+                                   {"num_return_sequences": 5, "method": "beam"}])
 def test_decoder_refuses_nonsense(wrong):
     with pytest.raises(UserError, match=f"Decoder.{next(iter(wrong))}"):
         decoding.Decoder(**wrong)

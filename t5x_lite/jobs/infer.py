@@ -1,4 +1,4 @@
-"""The model's answers to a file of inputs, or its scores for given answers.
+"""The model's answers to a file of inputs, its scores for given answers, or its choice among given ones.
 
 The path of a line: text → ids, cut to length → batches of similar length → a compiled program for each length →
 text, put back into the order of the input. Nothing here needs TensorFlow or a task: the checkpoint carries the
@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import gin
@@ -23,20 +24,24 @@ import numpy as np
 from etils import epath
 
 from t5x_lite import checkpoints, configuration, decoding, text_io, vocabularies
+from t5x_lite.beam_search import EMPTY
 from t5x_lite.errors import UserError
 from t5x_lite.partitioning import MeshConfig
 
 WINDOW = 16  # batches that are sorted by length together, and written together
 SHORTEST = 16  # tokens; shorter inputs are padded to this
+MODES = ("predict", "score", "rank")
 
 
 @gin.configurable(module="t5x_lite")
 def infer(
-    checkpoint: str = gin.REQUIRED,
+    checkpoint: str | Sequence[str] = gin.REQUIRED,
     input: str = gin.REQUIRED,
     output: str = gin.REQUIRED,
     mode: str = "predict",
     decoder: decoding.Decoder | None = None,
+    decoder_prefix: str | None = None,
+    choices: Sequence[str] | None = None,
     batch_size: int = 32,
     max_input_length: int = 512,
     max_target_length: int = 512,
@@ -50,21 +55,29 @@ def infer(
 ) -> int:
     """Writes one JSON line for each line of the input, in its order.
 
-    `{"input", "prediction", "score"}`, or in mode "score" `{"input", "target", "score"}`; the score is the sum of the
-    tokens' natural-log probabilities, EOS included. `"truncated": true` marks text that was cut to its maximal length.
-    A line that cannot be understood gives `{"input", "error"}` and the job goes on.
+    Mode "predict": `{"input", "prediction", "score"}`; the score is the sum of the tokens' natural-log probabilities,
+    EOS included, or what the rule of beam search makes of it. With `Decoder.num_return_sequences` over 1
+    `{"input", "predictions": [{"text", "score"}, …]}`, the best first. Mode "score": `{"input", "target", "score"}`.
+    Mode "rank": `{"input", "prediction", "score", "scores"}`, the most probable of the choices, its score, and the
+    scores of all in their order; choices that came with the line are repeated as `"choices"`.
+
+    `"truncated": true` marks text that was cut to its maximal length. A line that cannot be understood gives
+    `{"input", "error"}` and the job goes on.
 
     A job that was killed goes on where it stopped when it is run again in the same way; an input that has changed in
     the lines already done is refused.
 
     Args:
-      checkpoint: MODEL_DIR, its `checkpoints` folder (the newest step), or one step's folder.
+      checkpoint: MODEL_DIR, its `checkpoints` folder (the newest step), or one step's folder; or several, as a list or
+        with commas between, of one configuration: the means of their logits are used.
       input: .txt, .tsv or .jsonl file, or `-` for stdin.
       output: file to make, or `-` for stdout, which cannot be resumed.
-      mode: "predict" or "score".
+      mode: "predict", "score" or "rank".
       decoder: how to decode; by default `Decoder()`, with its bindings.
+      decoder_prefix: text that every prediction begins with; not part of its score.
+      choices: the texts to rank for every line; without them each line of a .jsonl file has its own, "choices".
       batch_size: lines at a time. Results depend on it by rounding errors at most.
-      max_input_length, max_target_length: tokens, EOS included; targets are read in mode "score".
+      max_input_length, max_target_length: tokens, EOS included; targets are read in mode "score", choices in "rank".
       input_format: "txt", "tsv" or "jsonl" where the file's ending does not say it.
       input_field, target_field: the column or field to read (see `text_io.TextInput`).
       vocabulary: instead of the checkpoint's.
@@ -79,8 +92,15 @@ def infer(
       UserError: anything that is wrong before the first line, or an input that changed under a resumed job.
     """
     # 1. What was asked. Everything that can be refused without the model is refused here.
-    if mode not in ("predict", "score"):
-        raise UserError(f'infer.mode must be "predict" or "score", not {mode!r}')
+    if mode not in MODES:
+        raise UserError(f'infer.mode must be "predict", "score" or "rank", not {mode!r}')
+    if choices is not None:
+        if isinstance(choices, str) or not choices or not all(isinstance(choice, str) for choice in choices):
+            raise UserError(f'infer.choices must be a list of texts such as ["yes", "no"], not {choices!r}')
+        choices = tuple(choices)
+    for name, value, needed in (("choices", choices, "rank"), ("decoder_prefix", decoder_prefix, "predict")):
+        if value and mode != needed:
+            raise UserError(f'infer.{name} is for infer.mode="{needed}", not {mode!r}: drop one of them')
     for name, value, least in (("batch_size", batch_size, 1), ("max_input_length", max_input_length, 2),
                                ("max_target_length", max_target_length, 2)):
         if value < least:
@@ -92,39 +112,48 @@ def infer(
     if batch_size % partitioner.batch_shards:
         raise UserError(f"infer.batch_size={batch_size} cannot be divided over {partitioner.batch_shards} devices: "
                         "make it a multiple, or change Mesh.shape")
-    source = text_io.TextInput(input, input_format, input_field, target_field, with_target=mode == "score")
+    source = text_io.TextInput(input, input_format, input_field, target_field, with_target=mode == "score",
+                               with_choices=mode == "rank" and choices is None)
     if text_io.STANDARD not in (source.path, os.fspath(output)) and \
             epath.Path(input).resolve() == epath.Path(output).resolve():
         raise UserError(f"infer.output is the input {input}: name another")
     configuration.check_all_read()
 
     # 2. The model.
-    model, params, meta = checkpoints.load_for_inference(checkpoint)
+    paths = _checkpoints(checkpoint)
+    model, params, metas = _load(paths, partitioner)
     if vocabulary is None:
-        if not meta.get("vocabulary"):
-            raise UserError(f"{checkpoint} carries no vocabulary: set infer.vocabulary=@SentencePieceVocabulary() and "
+        if not metas[0].get("vocabulary"):
+            raise UserError(f"{paths[0]} carries no vocabulary: set infer.vocabulary=@SentencePieceVocabulary() and "
                             "SentencePieceVocabulary.path")
-        vocabulary = vocabularies.from_dict(meta["vocabulary"])
+        vocabulary = vocabularies.from_dict(metas[0]["vocabulary"])
     if vocabulary.vocab_size > model.config.vocab_size:
-        raise UserError(f"the vocabulary has {vocabulary.vocab_size} ids, but the model of {checkpoint} only "
+        raise UserError(f"the vocabulary has {vocabulary.vocab_size} ids, but the model of {paths[0]} only "
                         f"{model.config.vocab_size}: infer.vocabulary must be the one it was trained with")
-    params = jax.device_put(params, partitioner.tree(model.abstract_params(), model.logical_axes()))
+    prefix = vocabulary.encode(decoder_prefix or "")
+    if len(prefix) >= decoder.max_length:
+        raise UserError(f"infer.decoder_prefix has {len(prefix)} tokens, which leaves none of Decoder.max_length="
+                        f"{decoder.max_length}: shorten it, or raise that")
     if dry_run:
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        print(f"{partitioner.describe()}\n{checkpoint}, step {meta['step']}: {count:,} parameters\n{vocabulary!r}\n"
-              f"{mode} {source.path} ({source.format}) -> {output}\n{decoder}")
+        count = sum(leaf.size for leaf in jax.tree.leaves(params if len(paths) == 1 else params[0]))
+        print(partitioner.describe())
+        for path, meta in zip(paths, metas, strict=True):
+            print(f"{path}, step {meta['step']}: {count:,} parameters")
+        print(f"{vocabulary!r}\n{mode} {source.path} ({source.format}) -> {output}\n{decoder}")
         return 0
     worker = _Worker(model, params, vocabulary, decoder, partitioner, mode, batch_size,
-                     max_input_length, max_target_length)
+                     max_input_length, max_target_length, prefix, choices)
 
     # 3. Where an earlier run stopped.
     out = text_io.open_output(output, settings={
-        "checkpoint": str(checkpoint),
-        "step": meta["step"],
+        "checkpoint": ",".join(paths),
+        "step": metas[0]["step"] if len(metas) == 1 else [meta["step"] for meta in metas],
         "vocabulary": _digest(vocabulary.to_dict()),
         "mode": mode,
         **({f"Decoder.{k}": v for k, v in dataclasses.asdict(decoder).items()} if mode == "predict" else
            {"max_target_length": max_target_length}),
+        "decoder_prefix": decoder_prefix or None,
+        "choices": choices,
         "max_input_length": max_input_length,
     }, overwrite=overwrite)
     records = iter(source)
@@ -159,9 +188,9 @@ _STATIC = ("model", "eos_id", "decoder", "rules")
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
-def _predict(params, inputs, row_ids, *, model, eos_id, decoder, rules):
+def _predict(params, inputs, row_ids, prefix, *, model, eos_id, decoder, rules):
     del rules
-    return decoder(model, params, inputs, eos_id, row_ids)
+    return decoder(model, params, inputs, eos_id, row_ids, prefix)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
@@ -172,13 +201,54 @@ def _score(params, inputs, targets, *, model, eos_id, decoder, rules):
     return decoding.score(model, params, batch)
 
 
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _rank(params, inputs, choices, *, model, eos_id, decoder, rules):
+    del eos_id, decoder, rules
+    return decoding.rank(model, params, inputs, choices)
+
+
+def _checkpoints(checkpoint: str | Sequence[str]) -> list[str]:
+    """The paths that are meant; a path that exists may have a comma in it."""
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        paths = [os.fspath(path) for path in checkpoint]
+    elif "," in os.fspath(checkpoint) and not epath.Path(checkpoint).exists():
+        paths = os.fspath(checkpoint).split(",")
+    else:
+        return [os.fspath(checkpoint)]
+    if not paths or not all(path.strip() for path in paths):
+        raise UserError(f"infer.checkpoint={checkpoint!r} has an empty path: name one checkpoint, or several with "
+                        "commas between")
+    return [os.path.expanduser(path.strip()) for path in paths]
+
+
+def _load(paths: list[str], partitioner) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """The model, its parameters on the mesh (a tuple of several) and the checkpoints' metas."""
+    loaded, metas, models = [], [], []
+    for path in paths:
+        model, params, meta = checkpoints.load_for_inference(path)
+        shardings = partitioner.tree(model.abstract_params(), model.logical_axes())
+        loaded.append(jax.device_put(params, shardings))
+        metas.append(meta)
+        models.append(model)
+        if meta.get("vocabulary") != metas[0].get("vocabulary"):
+            raise UserError(f"{path} has another vocabulary than {paths[0]}: only checkpoints of one configuration can "
+                            "be averaged")
+        ours, first = model.config.to_dict(), models[0].config.to_dict()
+        # What has no say in inference may differ.
+        differ = [key for key in first if ours[key] != first[key] and key not in ("dropout_rate", "remat")]
+        if differ:
+            raise UserError(f"{path} has another T5Config.{differ[0]} ({ours[differ[0]]!r}) than {paths[0]} "
+                            f"({first[differ[0]]!r}): only checkpoints of one configuration can be averaged")
+    return models[0], loaded[0] if len(loaded) == 1 else tuple(loaded), metas
+
+
 @dataclasses.dataclass
 class _Row:
     """A record on its way through the model. `place` is its index in the window."""
 
     place: int
     inputs: list[int]
-    targets: list[int]
+    targets: list[list[int]]  # the target, or the choices
     truncated: bool
 
 
@@ -186,10 +256,14 @@ class _Worker:
     """Turns a window of records into output records, in the same order."""
 
     def __init__(self, model, params, vocabulary, decoder, partitioner, mode, batch_size, max_input_length,
-                 max_target_length):
+                 max_target_length, prefix, choices):
         self.params, self.vocabulary, self.partitioner, self.mode = params, vocabulary, partitioner, mode
         self.batch_size = batch_size
         self.max_input_length, self.max_target_length = max_input_length, max_target_length
+        self.choices = choices
+        self._prefix = None
+        if prefix:
+            self._prefix = jax.device_put(np.tile(np.array(prefix, np.int32), (batch_size, 1)), partitioner.batch)
         # What the programs depend on besides their arrays.
         self._static = {"model": model, "eos_id": vocabulary.eos_id, "decoder": decoder,
                         "rules": repr(partitioner.rules)}
@@ -203,7 +277,7 @@ class _Worker:
             except _Unusable as e:
                 out[place] = {"input": record.input, "error": str(e)}
         # Neighbours in length share a batch, so that little of it is padding.
-        rows.sort(key=lambda row: (len(row.targets), len(row.inputs)))
+        rows.sort(key=lambda row: (len(row.targets), max(map(len, row.targets), default=0), len(row.inputs)))
         batches = [rows[i:i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         with self.partitioner.activate():
             results = [self._start(batch, first_line) for batch in batches]  # all are queued before one is waited for
@@ -217,8 +291,9 @@ class _Worker:
         if record.error is not None:
             raise _Unusable(record.error)
         inputs, cut = self._ids(record.input, self.max_input_length)
-        targets, target_cut = self._ids(record.target, self.max_target_length) if self.mode == "score" else ([], False)
-        return _Row(place, inputs, targets, cut or target_cut)
+        texts = {"predict": (), "score": (record.target,), "rank": self.choices or record.choices}[self.mode]
+        targets = [self._ids(text, self.max_target_length) for text in texts]
+        return _Row(place, inputs, [ids for ids, _ in targets], cut or any(c for _, c in targets))
 
     def _ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
         """Ids with EOS, at most `max_length` of them, and whether that took a cut."""
@@ -233,12 +308,15 @@ class _Worker:
         """Queues a batch on the devices; (ids or None, scores), of arrays that may still be on their way."""
         inputs = self._padded([row.inputs for row in batch], self.max_input_length)
         if self.mode == "score":
-            targets = self._padded([row.targets for row in batch], self.max_target_length)
+            targets = self._padded([row.targets[0] for row in batch], self.max_target_length)
             return None, _score(self.params, inputs, targets, **self._static)
+        if self.mode == "rank":
+            return None, _rank(self.params, inputs, self._padded_choices(batch), **self._static)
         # A row is known by its line, so that sampling draws the same for it in any batch.
         places = [first_line + row.place for row in batch]
         places = np.array(places + [0] * (self.batch_size - len(batch)), np.int32)
-        return _predict(self.params, inputs, jax.device_put(places, self.partitioner.batch), **self._static)
+        return _predict(self.params, inputs, jax.device_put(places, self.partitioner.batch), self._prefix,
+                        **self._static)
 
     def _padded(self, rows: list[list[int]], max_length: int) -> jax.Array:
         """int32 [batch_size, n]: filled with empty rows, and n one of few lengths, so that few programs compile."""
@@ -247,15 +325,37 @@ class _Worker:
             array[i, :len(row)] = row
         return jax.device_put(array, self.partitioner.batch)
 
-    def _finished(self, record: text_io.Record, row: _Row, ids: list[int] | None, score: float) -> dict[str, Any]:
-        if not math.isfinite(score):
-            return {"input": record.input, "error": f"the score is {score}: the weights or dtype are unsound"}
-        out = {"input": record.input}
+    def _padded_choices(self, batch: list[_Row]) -> jax.Array:
+        """int32 [batch_size, c, t]: c and t powers of two, or c what all lines have. Every position costs a step."""
+        c = len(self.choices) if self.choices else bucket(max(len(row.targets) for row in batch), None, 1)
+        t = bucket(max(len(ids) for row in batch for ids in row.targets), self.max_target_length, 1)
+        array = np.zeros((self.batch_size, c, t), np.int32)
+        for i, row in enumerate(batch):
+            for j, ids in enumerate(row.targets):
+                array[i, j, :len(ids)] = ids
+        return jax.device_put(array, self.partitioner.batch)
+
+    def _finished(self, record: text_io.Record, row: _Row, ids: list | None,
+                  score: float | list[float]) -> dict[str, Any]:
+        """The output; ids and score are lists of several where a row has several sequences or choices."""
+        scores = score if isinstance(score, list) else [score]
+        if self.mode == "rank":
+            scores = scores[:len(row.targets)]
+        if not all(map(math.isfinite, scores)):
+            return {"input": record.input, "error": f"the score is {scores[0]}: the weights or dtype are unsound"}
+        out: dict[str, Any] = {"input": record.input}
         if self.mode == "score":
-            out["target"] = record.target
+            out |= {"target": record.target, "score": score}
+        elif self.mode == "rank":
+            out |= {"choices": list(record.choices)} if record.choices else {}
+            best = max(range(len(scores)), key=scores.__getitem__)
+            out |= {"prediction": (self.choices or record.choices)[best], "score": scores[best], "scores": scores}
+        elif isinstance(score, list):
+            # Beam search can find fewer than were asked for.
+            out["predictions"] = [{"text": self.vocabulary.decode(i), "score": s}
+                                  for i, s in zip(ids, scores, strict=True) if s > EMPTY]
         else:
-            out["prediction"] = self.vocabulary.decode(ids)
-        out["score"] = score
+            out |= {"prediction": self.vocabulary.decode(ids), "score": score}
         if row.truncated:
             out["truncated"] = True
         return out
@@ -282,14 +382,16 @@ class _Progress:
              + f", {(lines - self._first) / (now - self._start):.1f} lines/s")
 
 
-def bucket(length: int, longest: int) -> int:
-    """The length to pad to: a power of two of at least `SHORTEST`, or `longest` where that is less."""
-    return min(longest, max(SHORTEST, 1 << (length - 1).bit_length()))
+def bucket(length: int, longest: int | None, shortest: int = SHORTEST) -> int:
+    """The length to pad to: a power of two of at least `shortest`, or `longest` where that is less."""
+    power = max(shortest, 1 << (length - 1).bit_length())
+    return power if longest is None else min(longest, power)
 
 
 def _made_from(out: dict[str, Any], record: text_io.Record) -> bool:
     """Whether an output record belongs to an input record (those with errors do not name the target)."""
-    return out["input"] == record.input and out.get("target", record.target) == record.target
+    return (out["input"] == record.input and out.get("target", record.target) == record.target
+            and tuple(out.get("choices", record.choices or ())) == (record.choices or ()))
 
 
 def _digest(d: dict[str, Any]) -> str:
