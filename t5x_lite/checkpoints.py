@@ -181,6 +181,15 @@ def read_meta(folder) -> dict[str, Any]:
         raise UserError(f"{folder} is no checkpoint of this project: its `meta` cannot be read ({e})") from e
 
 
+def item_metadata(folder: epath.Path) -> list[tuple[tuple, Any]]:
+    """Key path and metadata (shape, dtype) of each array of one item."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(_absolute(folder))
+    found = getattr(metadata, "item_metadata", metadata)
+    found = getattr(found, "tree", found)
+    return jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: hasattr(x, "shape"))[0]
+
+
 def _restore_item(folder: epath.Path, item: str, target):
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(_absolute(folder / item), target)
@@ -197,12 +206,7 @@ def _with_sharding(leaf, sharding):
 
 def _check_params(folder: epath.Path, expected) -> None:
     """Raises UserError that names what differs between the checkpoint's parameters and the model's."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(_absolute(folder / "params"))
-    found = getattr(metadata, "item_metadata", metadata)
-    found = getattr(found, "tree", found)
-    leaves = jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: hasattr(x, "shape"))[0]
-    have = {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+    have = {path_name(path): tuple(leaf.shape) for path, leaf in item_metadata(folder / "params")}
     want = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]}
     wrong = [f"{n} missing" for n in sorted(want.keys() - have.keys())]
     wrong += [f"{n} not in the model" for n in sorted(have.keys() - want.keys())]
