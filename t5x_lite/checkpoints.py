@@ -111,12 +111,16 @@ def initialise(path, state: TrainState, shardings: TrainState, *, restore_optimi
     """Parameters of another run's checkpoint in place of `state`'s own, whose step stays as it is.
 
     Args:
-      path: MODEL_DIR, its `checkpoints` folder, or one step's folder.
+      path: MODEL_DIR, its `checkpoints` folder, one step's folder, or a checkpoint of another system.
       restore_optimizer_state: take the optimizer's state too.
 
     Returns:
       The new state, and the step of the checkpoint.
     """
+    if is_foreign(path):
+        from t5x_lite.interop import loading  # late: it imports this module
+
+        return loading.initialise(path, state, shardings, restore_optimizer_state)
     folder = find_step(path)
     abstract = jax.eval_shape(lambda: state)
     _check_params(folder, abstract.params)
@@ -132,11 +136,16 @@ def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[
     """The model, its parameters (on this process's default device) and the checkpoint's meta.
 
     Args:
-      path: MODEL_DIR, its `checkpoints` folder (the newest step, or `step`), or one step's folder.
+      path: MODEL_DIR, its `checkpoints` folder (the newest step, or `step`), one step's folder, or a checkpoint of
+        another system.
 
     Raises:
       UserError: there is no checkpoint.
     """
+    if is_foreign(path):
+        from t5x_lite.interop import loading  # late: it imports this module
+
+        return loading.load_for_inference(path, step)
     folder = find_step(path, step)
     meta = read_meta(folder)
     model = Model(T5Config.from_dict(meta["model"]))
@@ -156,10 +165,28 @@ def steps(path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists())
 
 
+def is_foreign(path) -> bool:
+    """Whether another system's checkpoint is there, and none of this project.
+
+    Raises:
+      UserError: there is no checkpoint of any kind.
+    """
+    if is_step(epath.Path(path)) or steps(path):
+        return False
+    from t5x_lite.interop import formats  # late: it imports this module
+
+    return formats.detect(path)[0] != formats.NATIVE
+
+
+def is_step(folder: epath.Path) -> bool:
+    """Whether this is the folder of one complete checkpoint."""
+    return folder.name.isdigit() and (folder / "params").exists()
+
+
 def find_step(path, step: int | None = None) -> epath.Path:
     """Folder of one complete checkpoint: the one named by `path`, else `step` or the newest one below it."""
     folder = epath.Path(path)
-    if folder.name.isdigit() and (folder / "params").exists():
+    if is_step(folder):
         return folder
     found = steps(folder)
     if not found:

@@ -58,7 +58,8 @@ def infer(
     the lines already done is refused.
 
     Args:
-      checkpoint: MODEL_DIR, its `checkpoints` folder (the newest step), or one step's folder.
+      checkpoint: MODEL_DIR, its `checkpoints` folder (the newest step), one step's folder, or a checkpoint of another
+        system (see `convert`).
       input: .txt, .tsv or .jsonl file, or `-` for stdin.
       output: file to make, or `-` for stdout, which cannot be resumed.
       mode: "predict" or "score".
