@@ -242,6 +242,12 @@ def config_to_hugging_face(config: T5Config) -> dict[str, Any]:
     }
 
 
+def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is an output head that is not the embedding."""
+    return HEAD in tensors and EMBEDDING in tensors and not np.array_equal(
+        tensors[HEAD].read(), tensors[EMBEDDING].read())
+
+
 def _without_aliases(tensors: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
     """Drops what repeats the embedding, after comparing, and what no model reads."""
     state = {name: tensor for name, tensor in tensors.items() if name not in UNREAD}

@@ -1,5 +1,6 @@
 """Folders of Hugging Face's transformers: config.json, the weights, and the tokenizer's files, in and out."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -40,6 +41,9 @@ def read(path, *, model: T5Config | None = None, rules: w.Rules = ()) -> w.Weigh
     config = model or hugging_face.config_from_hugging_face(values)
     tensors = safetensors_files.read(folder)
     tensors = w.apply_rules(_read_torch(folder) if tensors is None else tensors, rules)
+    if model is None and values.get("model_type") in ("mt5", "umt5") and hugging_face.has_own_head(tensors):
+        # transformers 5 writes tie_word_embeddings = true for every one of these, and nothing else that would tell.
+        config = dataclasses.replace(config, logits_via_embedding=False)
     params = hugging_face.tensors_from_hugging_face(tensors, config)
     weights = w.Weights(config, params, vocabulary=_read_vocabulary(folder))
     return weights.cast(w.common_dtype(params.values()))
