@@ -4,7 +4,6 @@ The folders are those of `t5x_lite.checkpoints`, which restores what is written 
 """
 
 import asyncio
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +14,14 @@ from etils import epath
 
 from t5x_lite import checkpoints
 from t5x_lite.interop import weights as w
+from t5x_lite.interop import zarr
 from t5x_lite.models import T5Config
 from t5x_lite.partitioning import path_name
 
 # Pieces of the stored arrays: small enough to compress and to restore a device's share without reading all.
 CHUNK_BYTES = 64 * 2**20
+# Tensors that are written together.
+GROUP_BYTES = 64 * 2**20
 
 
 def read(path, *, step: int | None = None, rules: w.Rules = (), optimizer_state: bool = True) -> w.Weights:
@@ -61,18 +63,35 @@ def write(folder: epath.Path, weights: w.Weights) -> None:
         checkpointer.save(_absolute(at / "meta"), meta)
 
 
-class _OneAtATime(ocp.type_handlers.NumpyHandler):
-    """Reads each tensor when its turn comes to be written, and waits until it is."""
+class _InTurn(ocp.type_handlers.NumpyHandler):
+    """Reads tensors when their turn comes, small ones together, and waits until they are written.
+
+    Each wait is a commit to the file system, so a thousand of the optimizer's vectors must not wait one by one.
+    """
 
     async def serialize(self, values, infos, args=None):
         args = args or [ocp.SaveArgs()] * len(values)
-        for tensor, info, arg in zip(values, infos, args, strict=True):
-            for future in await super().serialize([np.asarray(tensor.read())], [info], [arg]):
+        for group in _groups([tensor.nbytes for tensor in values]):
+            arrays = [np.asarray(values[i].read()) for i in group]
+            for future in await super().serialize(arrays, [infos[i] for i in group], [args[i] for i in group]):
                 await asyncio.to_thread(future.result)
+            del arrays
         return []
 
 
-_HANDLERS = ocp.type_handlers.create_type_handler_registry((w.Tensor, _OneAtATime(deepcopy_host_arrays=False)))
+def _groups(sizes: list[int]) -> list[list[int]]:
+    """Indices in order, each group of at most `GROUP_BYTES` or of one."""
+    groups, total = [[]], 0
+    for i, size in enumerate(sizes):
+        if groups[-1] and total + size > GROUP_BYTES:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += size
+    return groups if sizes else []
+
+
+_HANDLERS = ocp.type_handlers.create_type_handler_registry((w.Tensor, _InTurn(deepcopy_host_arrays=False)))
 
 
 def _save(folder: epath.Path, tree: Mapping[str, Any]) -> None:
@@ -83,32 +102,9 @@ def _save(folder: epath.Path, tree: Mapping[str, Any]) -> None:
 
 def _open(folder: epath.Path) -> dict[str, w.Tensor]:
     """Path -> tensor of one item, of which only the metadata is read."""
-    folder = _absolute(folder)
-    return {
-        path_name(path): w.Tensor(tuple(leaf.shape), np.dtype(leaf.dtype), _Read(folder, path))
-        for path, leaf in checkpoints.item_metadata(folder)
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    """One array of an item, alone."""
-
-    folder: epath.Path
-    path: tuple
-
-    def __call__(self) -> np.ndarray:
-        wanted: Any = jax.ShapeDtypeStruct((), np.float32)  # only its place in the tree counts
-        how: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        keys = path_name(self.path).split("/")
-        for key in reversed(keys):
-            wanted, how = {key: wanted}, {key: how}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(
-                self.folder, args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True))
-        for key in keys:
-            found = found[key]
-        return np.asarray(found)
+    named = zarr.in_orbax(folder)
+    names = (path_name(path) for path, _ in checkpoints.item_metadata(folder))
+    return {name: named(name.replace("/", ".")) for name in names}
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -6,9 +6,8 @@ Scanned ones have `encoder/encoder/…` for our `encoder/layers/…`, the layers
 and head width apart.
 """
 
-import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,14 +20,13 @@ from flax import serialization, traverse_util
 from t5x_lite import optimizers
 from t5x_lite.checkpoints import _as_dict
 from t5x_lite.errors import UserError
-from t5x_lite.interop import shapes
+from t5x_lite.interop import shapes, zarr
 from t5x_lite.interop import weights as w
 from t5x_lite.models import T5Config
 
 FILE = "checkpoint"
 VERSION = 3
 SLOTS = ("m", "v", "v_col", "v_row")  # of their Adafactor, for each parameter; zeros of shape (1,) where unused
-_INLINE_BYTES = 4096  # larger arrays that are no parameters go into a folder of their own, too
 
 
 def is_one(folder: epath.Path) -> bool:
@@ -111,35 +109,16 @@ def _tensor(folder: epath.Path, path: str, leaf) -> w.Tensor:
     if isinstance(leaf, Mapping):
         # Only the last part of the path: what was written to one bucket lies in another, or on disk.
         name = pathlib.PurePosixPath(leaf["kvstore"]["path"]).name
-        driver = leaf["driver"]
-        spec = {"driver": driver, "kvstore": _kvstore(folder / name)}
         try:
-            store = ts.open(spec, open=True, read=True).result()
+            tensor = zarr.tensor({"driver": leaf["driver"], "kvstore": zarr.kvstore(folder / name)})
         except ValueError as e:
             raise UserError(f"{folder}: {path} cannot be read: {folder / name} is missing or damaged") from e
-        return _from_store(store.shape, store.dtype.numpy_dtype, functools.partial(_read_store, spec))
-    array = np.asarray(leaf)
-    return _from_store(array.shape, array.dtype, lambda: array)
-
-
-def _from_store(shape, dtype: np.dtype, read: Callable[[], np.ndarray]) -> w.Tensor:
+    else:
+        tensor = w.Tensor.of(np.asarray(leaf))
+    if tensor.dtype != np.uint16:
+        return tensor
     # Version 2 stored the bits of bfloat16 as uint16.
-    if dtype == np.uint16:
-        return w.Tensor(tuple(shape), jnp.dtype(jnp.bfloat16), lambda: read().view(jnp.bfloat16))
-    return w.Tensor(tuple(shape), np.dtype(dtype), read)
-
-
-def _read_store(spec: dict[str, Any]) -> np.ndarray:
-    return np.asarray(ts.open(spec, open=True, read=True).result().read().result())
-
-
-def _kvstore(path: epath.Path) -> dict[str, str]:
-    text = str(path)
-    for scheme, driver in (("gs://", "gcs"), ("s3://", "s3")):
-        if text.startswith(scheme):
-            bucket, _, inside = text.removeprefix(scheme).partition("/")
-            return {"driver": driver, "bucket": bucket, "path": inside + "/"}
-    return {"driver": "file", "path": str(path.resolve()) + "/"}
+    return w.Tensor(tensor.shape, jnp.dtype(jnp.bfloat16), lambda: tensor.read().view(jnp.bfloat16))
 
 
 def _write(folder: epath.Path, name: str, tensor: w.Tensor) -> dict[str, Any]:
@@ -151,7 +130,7 @@ def _write(folder: epath.Path, name: str, tensor: w.Tensor) -> dict[str, Any]:
         "compressor": {"id": "gzip", "level": 1},
     }
     spec = {"driver": "zarr", "dtype": str(tensor.dtype), "metadata": metadata}
-    store = ts.open({**spec, "kvstore": _kvstore(folder / name)}, create=True).result()
+    store = ts.open({**spec, "kvstore": zarr.kvstore(folder / name)}, create=True).result()
     store.write(np.asarray(tensor.read())).result()
     return {**spec, "kvstore": {"driver": "file", "path": f"{name}/"}}
 
