@@ -159,7 +159,7 @@ def steps(path) -> list[int]:
     folder = epath.Path(path)
     if (folder / FOLDER).exists():
         folder = folder / FOLDER
-    if not folder.exists():
+    if not folder.is_dir():
         return []
     # Orbax writes under another name and renames when everything is there.
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists())
