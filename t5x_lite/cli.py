@@ -64,8 +64,7 @@ JOBS = {
     ),
     "convert": Job(
         "t5x_lite.jobs.convert", "convert", "bring checkpoints in from and out to other systems, or into another form",
-        "t5x-lite convert --from=/tmp/flan-t5-small --to=/tmp/t5x_lite/flan\n"
-        "t5x-lite convert --from=/tmp/t5x_lite/run --to=/tmp/exported --format=hugging_face",
+        "t5x-lite convert --from=/tmp/t5x_lite/run --to=/tmp/t5x_lite/exported --format=hugging_face",
         {
             "from": ("convert.source", "a checkpoint of this project, Hugging Face, T5X or Mesh TensorFlow"),
             "to": ("convert.target", "the folder to make"),

@@ -149,7 +149,7 @@ def test_a_dry_run_writes_nothing(saved, tmp_path, capsys):
     (["--from={saved}", "--to={tmp}/new", "--gin.convert.step=7"], "no checkpoint of step 7 .* there are 2"),
     (["--from={saved}", "--to={tmp}/new", "--gin.convert.max_shard_bytes=0"], "max_shard_bytes must be"),
     (["--from={saved}", "--to={tmp}/new", "--format=t5x"], "only the state of Adafactor without momentum"),
-    (["--from={saved}", "--to={tmp}/new", "--format=stablehlo", "--gin.convert.input_length=0"], "input_length must be"),
+    (["--from={saved}", "--to={tmp}/new", "--format=stablehlo", "--gin.convert.input_length=0"], "input_length must"),
     (["--from={saved}/checkpoints/2/_CHECKPOINT_METADATA", "--to={tmp}/new"], "no checkpoint under"),
     (["--from={saved}"], "--to"),
 ])

@@ -118,7 +118,8 @@ def test_bfloat16_and_casting(tmp_path):
     theirs = make(tmp_path / "theirs", "t5_1_1", half)
     convert(str(theirs), str(tmp_path / "ours"))
     model, params, _ = checkpoints.load_for_inference(tmp_path / "ours")
-    assert model.config.param_dtype == "bfloat16" and {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    assert model.config.param_dtype == "bfloat16"
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     convert(str(tmp_path / "ours"), str(tmp_path / "back"), "hugging_face")
     assert_same_tensors(tmp_path / "back", half)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["dtype"] == "bfloat16"
@@ -183,7 +184,7 @@ def without(tensors, name):
 @pytest.mark.parametrize("fault, match", [
     (lambda t: without(t, "decoder.final_layer_norm.weight"), "missing: decoder.final_layer_norm.weight"),
     (lambda t: {**t, "adapter.weight": np.ones(3, np.float32)}, "unknown: adapter.weight"),
-    (lambda t: {**t, "shared.weight": t["shared.weight"][:-1]}, r"shape: shared.weight is \(127, 32\), not \(128, 32\)"),
+    (lambda t: {**t, "shared.weight": t["shared.weight"][:-1]}, r"shared.weight is \(127, 32\), not \(128, 32\)"),
     (lambda t: {**t, "shared.weight": t["shared.weight"].astype(np.int8)}, "shared.weight is I8"),
 ])
 def test_what_does_not_fit_is_named_and_nothing_is_written(fault, match, tmp_path, capsys):

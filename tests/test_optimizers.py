@@ -29,7 +29,7 @@ def is_stacked(settings, name, parameter):
 
 
 def follow(trajectory, name, parameters, ours, layers_first):
-    """Runs the stored gradients; compares each step's parameters, `layers_first(p, theirs)` being our layout of them."""
+    """Applies the stored gradients; compares each step's parameters, in our layout `layers_first(p, theirs)`."""
     settings, arrays = trajectory
     optimizer = optimizers.adafactor(
         optimizers.inverse_square_root(4), min_dim_size_to_factor=settings["sets"][name]["min_dim_size_to_factor"]

@@ -46,7 +46,8 @@ _SKIPPED = re.compile(r"global_step|.*_slot_\w+|.*/adam_[mv]|.*/EncDecAttention/
 def steps(folder: epath.Path) -> dict[int, str]:
     """Step -> prefix of the checkpoints in a folder."""
     matches = [match for at in folder.iterdir() if (match := PREFIX.fullmatch(at.name))] if folder.is_dir() else []
-    return {int(match["step"]): str(folder / match["prefix"]) for match in sorted(matches, key=lambda m: int(m["step"]))}
+    matches.sort(key=lambda match: int(match["step"]))
+    return {int(match["step"]): str(folder / match["prefix"]) for match in matches}
 
 
 def read(prefix, *, model: T5Config | None = None, rules: w.Rules = ()) -> w.Weights:
@@ -135,5 +136,6 @@ def _operative(folder: epath.Path) -> dict[str, Any]:
     try:
         names = ast.literal_eval(found[1])
     except (ValueError, SyntaxError):
-        raise UserError(f"{file}: DenseReluDense.activation = {found[1]} is no list of names; set convert.model") from None
+        raise UserError(f"{file}: DenseReluDense.activation = {found[1]} is no list of names; set convert.model"
+                        ) from None
     return {"mlp_activations": [names] if isinstance(names, str) else list(names)}

@@ -138,7 +138,8 @@ def apply_rules(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor
             if not (replacement is None or isinstance(replacement, str)):
                 raise TypeError(f"{replacement!r} is neither a name nor None")
         except (TypeError, ValueError, re.error) as e:
-            raise UserError(f"convert.assignment_map: {rule!r} is no (regular expression, replacement or None): {e}") from e
+            raise UserError(f"convert.assignment_map: {rule!r} is no (regular expression, replacement or None): {e}"
+                            ) from e
     out: dict[str, Tensor] = {}
     unused = dict.fromkeys(range(len(compiled)))
     for name, tensor in tensors.items():
@@ -157,7 +158,8 @@ def apply_rules(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor
             out[new] = tensor
     if unused:
         pattern = compiled[next(iter(unused))][0].pattern
-        raise UserError(f"convert.assignment_map: {pattern!r} matches no tensor; the first is {next(iter(tensors), None)}")
+        first = next(iter(tensors), None)
+        raise UserError(f"convert.assignment_map: {pattern!r} matches no tensor; the first is {first}")
     return out
 
 

@@ -1,6 +1,6 @@
 """Checkpoints in from and out to other systems, and between forms of this project's own.
 
-    source ── detected by its content ── tensors by our names, read one at a time ── checked ── target, renamed into place
+    source ── detected by content ── tensors by our names, read one at a time ── checked ── target, renamed into place
 """
 
 import dataclasses
