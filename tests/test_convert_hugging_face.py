@@ -276,3 +276,26 @@ def test_infer_reads_the_folder_as_it_is(tmp_path):
         assert cli.main(["infer", f"--checkpoint={tmp_path}/{name}", f"--output={tmp_path}/{name}.jsonl", *flags]) == 0
     answers = (tmp_path / "theirs.jsonl").read_text()
     assert answers == (tmp_path / "ours.jsonl").read_text() and len(answers.splitlines()) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_loads_what_is_written(family, tmp_path, caplog):
+    """Without a word, but its own about an untied head; the same logits and the same ids of text."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    transformers.logging.enable_propagation()
+    convert(str(make(tmp_path / "theirs", family)), str(tmp_path / "ours"))
+    convert(str(tmp_path / "ours"), str(tmp_path / "back"), "hugging_face")
+    caplog.clear()
+    model, info = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)
+    said = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert not any(info.values()) and all("tie shared.weight to lm_head.weight" in line for line in said), (info, said)
+    assert len(said) == (family == "t5_1_1")
+    golden = stored(family)[2]
+    sources, inputs = (torch.from_numpy(golden[f"{n}_input_tokens"]).long() for n in ("encoder", "decoder"))
+    with torch.no_grad():
+        found = model.eval()(input_ids=sources, attention_mask=(sources > 0).long(), decoder_input_ids=inputs).logits
+    assert_logits(found.numpy(), golden)
+    tokenizer = transformers.T5Tokenizer.from_pretrained(tmp_path / "back")
+    vocabulary = vocabularies.SentencePieceVocabulary(sentencepiece_model(), EXTRA_IDS)
+    for text in ("the quick fox <extra_id_0> numbers <extra_id_19>", "dog 12"):
+        assert tokenizer(text).input_ids == [*vocabulary.encode(text), vocabulary.eos_id]

@@ -1,4 +1,4 @@
-"""Mesh TensorFlow's checkpoints: the names of its variables written with TensorFlow from weights whose logits are known.
+"""Mesh TensorFlow's checkpoints: its variables' names, written with TensorFlow, and weights whose logits are known.
 
 The names below are a list of their own, spelled as T5X's importer reads them
 (https://github.com/google-research/t5x/blob/main/t5x/checkpoint_importer.py), not made from the reader's tables.

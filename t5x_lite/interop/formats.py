@@ -40,7 +40,7 @@ def detect(path, step: int | None = None) -> tuple[str, epath.Path]:
             return kind, epath.Path(found[max(found) if step is None else step])
     raise UserError(
         f"no checkpoint under {path}: name a MODEL_DIR or one of its {checkpoints.FOLDER}, a Hugging Face folder "
-        "(config.json and model.safetensors or pytorch_model.bin), a T5X checkpoint_N, or a Mesh TensorFlow model.ckpt-N"
+        "(config.json and model.safetensors or pytorch_model.bin), T5X's checkpoint_N, or a TensorFlow model.ckpt-N"
     )
 
 
