@@ -111,12 +111,16 @@ def initialise(path, state: TrainState, shardings: TrainState, *, restore_optimi
     """Parameters of another run's checkpoint in place of `state`'s own, whose step stays as it is.
 
     Args:
-      path: MODEL_DIR, its `checkpoints` folder, or one step's folder.
+      path: MODEL_DIR, its `checkpoints` folder, one step's folder, or a checkpoint of another system.
       restore_optimizer_state: take the optimizer's state too.
 
     Returns:
       The new state, and the step of the checkpoint.
     """
+    if is_foreign(path):
+        from t5x_lite.interop import loading  # late: it imports this module
+
+        return loading.initialise(path, state, shardings, restore_optimizer_state)
     folder = find_step(path)
     abstract = jax.eval_shape(lambda: state)
     _check_params(folder, abstract.params)
@@ -132,11 +136,16 @@ def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[
     """The model, its parameters (on this process's default device) and the checkpoint's meta.
 
     Args:
-      path: MODEL_DIR, its `checkpoints` folder (the newest step, or `step`), or one step's folder.
+      path: MODEL_DIR, its `checkpoints` folder (the newest step, or `step`), one step's folder, or a checkpoint of
+        another system.
 
     Raises:
       UserError: there is no checkpoint.
     """
+    if is_foreign(path):
+        from t5x_lite.interop import loading  # late: it imports this module
+
+        return loading.load_for_inference(path, step)
     folder = find_step(path, step)
     meta = read_meta(folder)
     model = Model(T5Config.from_dict(meta["model"]))
@@ -150,16 +159,34 @@ def steps(path) -> list[int]:
     folder = epath.Path(path)
     if (folder / FOLDER).exists():
         folder = folder / FOLDER
-    if not folder.exists():
+    if not folder.is_dir():
         return []
     # Orbax writes under another name and renames when everything is there.
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists())
 
 
+def is_foreign(path) -> bool:
+    """Whether another system's checkpoint is there, and none of this project.
+
+    Raises:
+      UserError: there is no checkpoint of any kind.
+    """
+    if is_step(epath.Path(path)) or steps(path):
+        return False
+    from t5x_lite.interop import formats  # late: it imports this module
+
+    return formats.detect(path)[0] != formats.NATIVE
+
+
+def is_step(folder: epath.Path) -> bool:
+    """Whether this is the folder of one complete checkpoint."""
+    return folder.name.isdigit() and (folder / "params").exists()
+
+
 def find_step(path, step: int | None = None) -> epath.Path:
     """Folder of one complete checkpoint: the one named by `path`, else `step` or the newest one below it."""
     folder = epath.Path(path)
-    if folder.name.isdigit() and (folder / "params").exists():
+    if is_step(folder):
         return folder
     found = steps(folder)
     if not found:
@@ -181,6 +208,15 @@ def read_meta(folder) -> dict[str, Any]:
         raise UserError(f"{folder} is no checkpoint of this project: its `meta` cannot be read ({e})") from e
 
 
+def item_metadata(folder: epath.Path) -> list[tuple[tuple, Any]]:
+    """Key path and metadata (shape, dtype) of each array of one item."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(_absolute(folder))
+    found = getattr(metadata, "item_metadata", metadata)
+    found = getattr(found, "tree", found)
+    return jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: hasattr(x, "shape"))[0]
+
+
 def _restore_item(folder: epath.Path, item: str, target):
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(_absolute(folder / item), target)
@@ -197,12 +233,7 @@ def _with_sharding(leaf, sharding):
 
 def _check_params(folder: epath.Path, expected) -> None:
     """Raises UserError that names what differs between the checkpoint's parameters and the model's."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(_absolute(folder / "params"))
-    found = getattr(metadata, "item_metadata", metadata)
-    found = getattr(found, "tree", found)
-    leaves = jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: hasattr(x, "shape"))[0]
-    have = {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
+    have = {path_name(path): tuple(leaf.shape) for path, leaf in item_metadata(folder / "params")}
     want = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]}
     wrong = [f"{n} missing" for n in sorted(want.keys() - have.keys())]
     wrong += [f"{n} not in the model" for n in sorted(have.keys() - want.keys())]

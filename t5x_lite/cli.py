@@ -62,6 +62,15 @@ JOBS = {
             "output": ("infer.output", "the file to write"),
         },
     ),
+    "convert": Job(
+        "t5x_lite.jobs.convert", "convert", "bring checkpoints in from and out to other systems, or into another form",
+        "t5x-lite convert --from=/tmp/t5x_lite/run --to=/tmp/t5x_lite/exported --format=hugging_face",
+        {
+            "from": ("convert.source", "a checkpoint of this project, Hugging Face, T5X or Mesh TensorFlow"),
+            "to": ("convert.target", "the folder to make"),
+            "format": ("convert.format", "t5x_lite (the default), hugging_face, t5x or stablehlo"),
+        },
+    ),
 }
 
 # Modules whose import registers the names that gin files may use, whichever job runs. None imports TensorFlow.

@@ -98,6 +98,21 @@ class SentencePieceVocabulary:
         size, unk_id = self.vocab_size, self.unk_id
         return self._sp.decode_ids(_up_to_eos([int(i) if i < size else unk_id for i in ids], self.eos_id))
 
+    def without_sentinels(self) -> bytes:
+        """The serialized model of its own pieces alone, for readers that add the sentinels themselves."""
+        sentinels = {f"▁<extra_id_{i}>" for i in range(self.extra_ids)}
+        proto, at, kept = self.model_proto, 0, []
+        while at < len(proto):  # the fields of ModelProto; pieces are field 1, each with its text as field 1
+            start = at
+            key, at = _read_varint(proto, at)
+            if key & 7 != _LENGTH_DELIMITED:
+                raise UserError("The sentencepiece model has fields of an unknown kind: give it as it was trained.")
+            length, at = _read_varint(proto, at)
+            body, at = proto[at:at + length], at + length
+            if not (key >> 3 == 1 and _piece_text(body) in sentinels):
+                kept.append(proto[start:at])
+        return b"".join(kept)
+
     def to_dict(self) -> dict:
         """JSON-able: {"kind", "model_proto" (base64, sentinels included), "extra_ids"}."""
         return {"kind": "sentencepiece", "model_proto": base64.b64encode(self.model_proto).decode("ascii"),
@@ -244,3 +259,26 @@ def _varint(n: int) -> bytes:
         out.append(n & 0x7F | 0x80)
         n >>= 7
     return bytes(out + bytes([n]))
+
+
+_LENGTH_DELIMITED = 2  # wire type: https://protobuf.dev/programming-guides/encoding
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that starts at `at`, and where it ends."""
+    n = shift = 0
+    while True:
+        byte = data[at]
+        n |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return n, at
+
+
+def _piece_text(body: bytes) -> str:
+    """Text of a piece, whose first field it is."""
+    key, at = _read_varint(body, 0)
+    if key != 1 << 3 | _LENGTH_DELIMITED:
+        return ""
+    length, at = _read_varint(body, at)
+    return body[at:at + length].decode("utf-8")

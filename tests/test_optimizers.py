@@ -28,26 +28,51 @@ def is_stacked(settings, name, parameter):
     return "layers" in settings["sets"][name]["params"][parameter]["logical_axes"]
 
 
-@pytest.mark.parametrize("name", ["default_min128", "min8"])
-def test_twenty_steps_follow_t5x(trajectory, name):
+def follow(trajectory, name, parameters, ours, layers_first):
+    """Applies the stored gradients; compares each step's parameters, in our layout `layers_first(p, theirs)`."""
     settings, arrays = trajectory
-    found = names_of(settings, arrays, name)
-    parameters = [p for p in found if not is_stacked(settings, name, p)]
-    assert parameters
     optimizer = optimizers.adafactor(
         optimizers.inverse_square_root(4), min_dim_size_to_factor=settings["sets"][name]["min_dim_size_to_factor"]
     )
-    params = {p: jnp.asarray(arrays[f"{name}/params0/{p}"]) for p in parameters}
+
+    def stored(group):
+        return {ours(p): jnp.asarray(layers_first(p, arrays[f"{name}/{group}/{p}"])) for p in parameters}
+
+    params = stored("params0")
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for step in range(settings["steps"]):
-        grads = {p: jnp.asarray(arrays[f"{name}/grads/{step:02d}/{p}"]) for p in parameters}
-        params, state, metrics = update(grads, state, params, jnp.int32(step))
+        params, state, metrics = update(stored(f"grads/{step:02d}"), state, params, jnp.int32(step))
         np.testing.assert_allclose(metrics["learning_rate"], settings["learning_rate"][step], rtol=1e-6)
-        for p in parameters:
-            expected = arrays[f"{name}/params/{step:02d}/{p}"]
+        for p, expected in stored(f"params/{step:02d}").items():
             scale = np.abs(expected).max()
             np.testing.assert_allclose(params[p] / scale, expected / scale, atol=1e-6, rtol=0, err_msg=f"{p} {step}")
+    return state
+
+
+@pytest.mark.parametrize("name", ["default_min128", "min8"])
+def test_twenty_steps_follow_t5x(trajectory, name):
+    settings, arrays = trajectory
+    parameters = [p for p in names_of(settings, arrays, name) if not is_stacked(settings, name, p)]
+    assert parameters
+    follow(trajectory, name, parameters, ours=lambda p: p, layers_first=lambda p, array: array)
+
+
+def test_twenty_steps_of_stacked_layers_follow_t5x(trajectory):
+    """T5X has the layers on axis 1 and clips, scales and factors each layer by itself; ours are stacked on axis 0."""
+    settings, arrays = trajectory
+    parameters = [p for p in names_of(settings, arrays, "min8") if is_stacked(settings, "min8", p)]
+    axes = {p: settings["sets"]["min8"]["params"][p]["logical_axes"].index("layers") for p in parameters}
+    assert {len(arrays[f"min8/params0/{p}"].shape) for p in parameters} == {2, 3} and set(axes.values()) == {1}
+    state = follow(trajectory, "min8", parameters, ours=lambda p: f"layers/{p}",
+                   layers_first=lambda p, array: np.moveaxis(array, axes[p], 0))
+    # The second moments themselves, too: a kernel's factored, a scale's whole.
+    slots = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+             for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    for slot, p, axis in (("v_row", "scan/wi/kernel", 1), ("v_col", "scan/wi/kernel", 0), ("v", "scan/norm/scale", 1)):
+        (found,) = [leaf for path, leaf in slots.items() if path.endswith(f"/{slot}/layers/{p}")]
+        expected = np.moveaxis(arrays[f"min8/final_state/{p}/{slot}"], axis, 0)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_stacked_layers_are_updated_as_if_they_stood_alone(trajectory):

@@ -1,15 +1,18 @@
 """Names and shapes of T5 in Hugging Face's transformers (https://huggingface.co/docs/transformers/model_doc/t5).
 
 Their linear layers hold [output, input] and their bias tables [buckets, h], so every tensor is ours transposed, save
-for the embedding. The tables below are all there is to know; numpy arrays in, numpy arrays out, no torch.
+for the embedding. The tables below are all there is to know; no torch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from t5x_lite.errors import UserError
+from t5x_lite.interop import weights
+from t5x_lite.interop.weights import Tensor, check_shapes
 from t5x_lite.models.config import T5Config
 
 # Parts of a layer: our name, theirs, shape of ours (d, f, v, h as in t5x_lite.models; j = h*k, r = buckets).
@@ -61,21 +64,17 @@ class Parameter(NamedTuple):
         """Theirs, one for each layer."""
         return [self.name.format(i=i) for i in range(self.depth or 1)]
 
-    def paths(self, scanned: bool) -> list[str]:
-        """Ours: one where layers are stacked, otherwise one for each layer."""
-        if scanned or self.depth is None:
-            return [self.path.format(layers="layers")]
-        return [self.path.format(layers=f"layers_{i}") for i in range(self.depth)]
-
-    def stacked(self, scanned: bool) -> bool:
-        return scanned and self.depth is not None
-
-    def turned(self, array: np.ndarray) -> np.ndarray:
-        """From one side's layout into the other's."""
-        return array if self.name == EMBEDDING else array.T
+    def paths(self) -> list[str]:
+        """Ours, one for each layer."""
+        return [self.path.format(layers=f"layers_{i}") for i in range(self.depth or 1)]
 
     def their_shape(self) -> tuple[int, ...]:
         return self.shape if self.name == EMBEDDING else self.shape[::-1]
+
+
+def relpos_per_layer(config: T5Config) -> bool:
+    """Whether each layer has its own relative position bias (umT5, https://arxiv.org/abs/2304.09151)."""
+    return getattr(config, "relpos_per_layer", False)
 
 
 def parameters(config: T5Config) -> Iterator[Parameter]:
@@ -90,8 +89,11 @@ def parameters(config: T5Config) -> Iterator[Parameter]:
     mlp = GATED_MLP if len(c.mlp_activations) == 2 else MLP
     yield parameter("token_embedder/embedding", EMBEDDING, "vd")
     for stack, depth in (("encoder", c.num_encoder_layers), ("decoder", c.num_decoder_layers)):
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield parameter(f"{stack}/relpos_bias/rel_embedding", bias, "hr")
+        bias = "layer.0.SelfAttention.relative_attention_bias.weight"
+        if relpos_per_layer(c):
+            yield parameter(f"{stack}/{{layers}}/relpos_bias/rel_embedding", f"{stack}.block.{{i}}.{bias}", "hr", depth)
+        else:
+            yield parameter(f"{stack}/relpos_bias/rel_embedding", f"{stack}.block.0.{bias}", "hr")
         yield parameter(f"{stack}/{stack}_norm/scale", f"{stack}.final_layer_norm.weight", "d")
         for number, (norm, ours, theirs) in enumerate(SUBLAYERS[stack]):
             path, name = f"{stack}/{{layers}}", f"{stack}.block.{{i}}.layer.{number}"
@@ -102,71 +104,78 @@ def parameters(config: T5Config) -> Iterator[Parameter]:
         yield parameter("decoder/logits_dense/kernel", HEAD, "dv")
 
 
-def params_from_hugging_face(state_dict: Mapping[str, np.ndarray], config: T5Config) -> dict[str, Any]:
-    """Parameters of `Model(config)` from a T5ForConditionalGeneration's state dict.
-
-    Args:
-      state_dict: arrays by name, in any float dtype; the embedding's aliases may be there or not.
-
-    Returns:
-      A nested dictionary of numpy arrays in `config.param_dtype`, scanned or not as the configuration says.
+def tensors_from_hugging_face(tensors: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
+    """Our paths, layers apart, from a T5ForConditionalGeneration's names; the embedding's aliases may be there or not.
 
     Raises:
       UserError: tensors that are missing, unknown, of another shape, or aliases that differ from the embedding.
     """
-    state = _without_aliases(state_dict, config)
+    tensors = _without_aliases(tensors, config)
     table = list(parameters(config))
     expected = {name: p.their_shape() for p in table for name in p.names()}
-    _check("Hugging Face state dict", {name: np.shape(array) for name, array in state.items()}, expected)
-    tree: dict[str, Any] = {}
-    for p in table:
-        arrays = [np.asarray(p.turned(state[name]), dtype=np.dtype(config.param_dtype)) for name in p.names()]
-        if p.stacked(config.scan_layers):
-            arrays = [np.stack(arrays)]
-        for path, array in zip(p.paths(config.scan_layers), arrays, strict=True):
-            *parents, leaf = path.split("/")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = array
-    return tree
+    check_shapes("Hugging Face state dict", {name: t.shape for name, t in tensors.items()}, expected)
+    return {
+        path: tensors[name] if p.name == EMBEDDING else tensors[name].transposed()
+        for p in table
+        for path, name in zip(p.paths(), p.names(), strict=True)
+    }
 
 
-def params_to_hugging_face(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
-    """The state dict that T5ForConditionalGeneration loads: the parameters of `Model(config)` in their own dtype.
+def tensors_to_hugging_face(params: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
+    """The inverse of `tensors_from_hugging_face`, layer after layer of each parameter.
 
     The embedding's aliases are left out, as transformers itself leaves them out of its files.
 
     Raises:
       UserError: parameters that are missing, unknown or of another shape than `config` says.
     """
-    arrays = dict(_flatten(params))
     table = list(parameters(config))
-    expected = {
-        path: (p.depth, *p.shape) if p.stacked(config.scan_layers) else p.shape
+    expected = {path: p.shape for p in table for path in p.paths()}
+    check_shapes("parameters", {path: t.shape for path, t in params.items()}, expected)
+    return {
+        name: params[path] if p.name == EMBEDDING else params[path].transposed()
         for p in table
-        for path in p.paths(config.scan_layers)
+        for path, name in zip(p.paths(), p.names(), strict=True)
     }
-    _check("parameters", {path: np.shape(array) for path, array in arrays.items()}, expected)
-    state = {}
-    for p in table:
-        layers = [np.asarray(arrays[path]) for path in p.paths(config.scan_layers)]
-        if p.stacked(config.scan_layers):
-            layers = list(layers[0])
-        # A transposed view would not do: safetensors writes the buffer as it lies.
-        state |= {name: np.ascontiguousarray(p.turned(a)) for name, a in zip(p.names(), layers, strict=True)}
-    return state
+
+
+def params_from_hugging_face(state_dict: Mapping[str, np.ndarray], config: T5Config) -> dict[str, Any]:
+    """Parameters of `Model(config)` from a T5ForConditionalGeneration's state dict of arrays, in any float dtype.
+
+    Returns:
+      A nested dictionary of numpy arrays in `config.param_dtype`, scanned or not as the configuration says.
+
+    Raises:
+      UserError: as `tensors_from_hugging_face`.
+    """
+    params = tensors_from_hugging_face({name: Tensor.of(a) for name, a in state_dict.items()}, config)
+    params = {path: tensor.cast(config.param_dtype) for path, tensor in params.items()}
+    params = weights.stacked(params) if config.scan_layers else params
+    return weights.nested({path: tensor.read() for path, tensor in params.items()})
+
+
+def params_to_hugging_face(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
+    """The state dict that T5ForConditionalGeneration loads: the parameters of `Model(config)` in their own dtype.
+
+    Raises:
+      UserError: parameters that are missing, unknown or of another shape than `config` says.
+    """
+    apart = weights.split({path: Tensor.of(np.asarray(array)) for path, array in _flatten(params)})
+    # A transposed view would not do: safetensors writes the buffer as it lies.
+    return {name: np.ascontiguousarray(t.read()) for name, t in tensors_to_hugging_face(apart, config).items()}
 
 
 def config_from_hugging_face(values: Mapping[str, Any]) -> T5Config:
     """The model that a config.json describes, in float32 and scanned (`dataclasses.replace` for another choice).
 
     Raises:
-      UserError: a model that is not T5's architecture (t5 or mt5), or a choice that T5Config does not have.
+      UserError: a model that is not T5's architecture (t5, mt5 or umt5), or a choice that T5Config does not have.
     """
     model_type = values.get("model_type", "t5")
-    if model_type not in ("t5", "mt5"):
-        raise UserError(f"config.json: model_type must be t5 or mt5, not {model_type!r}")
+    per_layer = {"relpos_per_layer": True} if model_type == "umt5" else {}
+    known = {field.name for field in dataclasses.fields(T5Config)}
+    if model_type not in ("t5", "mt5", "umt5") or not known >= per_layer.keys():
+        raise UserError(f"config.json: model_type must be t5, mt5 or umt5, not {model_type!r}")
     required = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
     missing = [key for key in required if key not in values]
     if missing:
@@ -191,16 +200,63 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> T5Config:
         "dropout_rate": values.get("dropout_rate", 0.1),
         "relpos_buckets": values.get("relative_attention_num_buckets", 32),
         "relpos_max_distance": values.get("relative_attention_max_distance", 128),
+        **per_layer,
     })
 
 
-def _without_aliases(state_dict: Mapping[str, np.ndarray], config: T5Config) -> dict[str, np.ndarray]:
+def config_to_hugging_face(config: T5Config) -> dict[str, Any]:
+    """The config.json of a model.
+
+    Raises:
+      UserError: activations that transformers has no name for.
+    """
+    names = {activations: name for name, activations in ACTIVATIONS.items()}
+    if config.mlp_activations not in names:
+        raise UserError(f"transformers has no T5 with T5Config.mlp_activations = {config.mlp_activations!r}; it has "
+                        f"{', '.join(str(a) for a in names)}")
+    per_layer = relpos_per_layer(config)
+    return {
+        "architectures": ["UMT5ForConditionalGeneration" if per_layer else "T5ForConditionalGeneration"],
+        "model_type": "umt5" if per_layer else "t5",
+        "vocab_size": config.vocab_size,
+        "d_model": config.emb_dim,
+        "num_heads": config.num_heads,
+        "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_decoder_layers,
+        "feed_forward_proj": names[config.mlp_activations],
+        "tie_word_embeddings": config.logits_via_embedding,
+        "dropout_rate": config.dropout_rate,
+        "relative_attention_num_buckets": config.relpos_buckets,
+        "relative_attention_max_distance": config.relpos_max_distance,
+        "layer_norm_epsilon": 1e-6,
+        "initializer_factor": 1.0,
+        "is_encoder_decoder": True,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "dtype": config.param_dtype,
+        "torch_dtype": config.param_dtype,  # the same for transformers before 5
+    }
+
+
+def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is an output head that is not the embedding."""
+    return HEAD in tensors and EMBEDDING in tensors and not np.array_equal(
+        tensors[HEAD].read(), tensors[EMBEDDING].read())
+
+
+def _without_aliases(tensors: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:
     """Drops what repeats the embedding, after comparing, and what no model reads."""
-    state = {name: array for name, array in state_dict.items() if name not in UNREAD}
+    state = {name: tensor for name, tensor in tensors.items() if name not in UNREAD}
     for name in (*EMBEDDING_ALIASES, *((HEAD,) if config.logits_via_embedding else ())):
         if name in state:
             alias = state.pop(name)
-            if not np.array_equal(alias, state.setdefault(EMBEDDING, alias)):
+            if EMBEDDING not in state:
+                state[EMBEDDING] = alias
+            elif not np.array_equal(alias.read(), state[EMBEDDING].read()):
                 raise UserError(
                     f"Hugging Face state dict: {name} differs from {EMBEDDING}; a model with an output head of its own "
                     "needs T5Config.logits_via_embedding = False"
@@ -214,21 +270,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{prefix}{key}/")
         else:
             yield f"{prefix}{key}", value
-
-
-def _check(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = [f"{n} is {found[n]}, not {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
-    faults = (
-        ("missing", [name for name in expected if name not in found]),
-        ("unknown", [name for name in found if name not in expected]),
-        ("of another shape", wrong),
-    )
-    parts = [f"{fault}: {_some(names)}" for fault, names in faults if names]
-    if parts:
-        raise UserError(f"{what} and T5Config disagree; {'; '.join(parts)}. Use the configuration of this model")
-
-
-def _some(names: Iterable[str], limit: int = 4) -> str:
-    names = sorted(names)
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

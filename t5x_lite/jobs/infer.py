@@ -68,8 +68,9 @@ def infer(
     the lines already done is refused.
 
     Args:
-      checkpoint: MODEL_DIR, its `checkpoints` folder (the newest step), or one step's folder; or several, as a list or
-        with commas between, of one configuration: the means of their logits are used.
+      checkpoint: MODEL_DIR, its `checkpoints` folder (the newest step), one step's folder, or a checkpoint of another
+        system (see `convert`); or several, as a list or with commas between, of one configuration: the means of their
+        logits are used.
       input: .txt, .tsv or .jsonl file, or `-` for stdin.
       output: file to make, or `-` for stdout, which cannot be resumed.
       mode: "predict", "score" or "rank".

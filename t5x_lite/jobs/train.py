@@ -51,7 +51,8 @@ def train(
         offsets are their own bindings. `absolute_steps` counts on from the initial checkpoint instead, as T5X does.
       num_microbatches: the batch is run in so many parts whose gradients add up; same result, less memory.
       seed: of initial parameters and dropout; the data's is the source's own.
-      initial_checkpoint_path: parameters to start from when model_dir has no checkpoint yet.
+      initial_checkpoint_path: parameters to start from when model_dir has no checkpoint yet; other systems'
+        checkpoints are read as they are.
       restore_optimizer_state: take the optimizer's state from there too.
       evaluate_every, save_every, log_every: in steps. The last step is always evaluated and saved.
       early_stopping_metric: for example `eval/pydocs_library/accuracy`; training ends after
@@ -78,7 +79,7 @@ def train(
         raise UserError("train.early_stopping_metric needs train.evaluation")
     configuration.check_all_read()
     if initial_checkpoint_path:
-        checkpoints.find_step(initial_checkpoint_path)  # refuse now, not after the data was opened
+        checkpoints.is_foreign(initial_checkpoint_path)  # refuse now, not after the data was opened
 
     # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
     main = jax.process_index() == 0

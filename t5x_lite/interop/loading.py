@@ -1,0 +1,61 @@
+"""Other systems' checkpoints straight into a run or an inference, a tensor at a time, without a converted copy."""
+
+from typing import Any
+
+import jax
+
+from t5x_lite.checkpoints import _as_dict, _from_dict
+from t5x_lite.errors import UserError
+from t5x_lite.interop import formats
+from t5x_lite.interop import weights as w
+from t5x_lite.models import Model
+from t5x_lite.partitioning import path_name
+from t5x_lite.trainer import TrainState
+
+
+def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[str, Any]]:
+    """What `checkpoints.load_for_inference` gives of this project's own."""
+    _, weights = formats.read(path, step=step)
+    params = w.stacked(weights.params) if weights.config.scan_layers else weights.params
+    device = jax.local_devices()[0]
+    tree = w.nested({name: jax.device_put(tensor.read(), device) for name, tensor in params.items()})
+    meta = {"model": weights.config.to_dict(), "vocabulary": weights.vocabulary, "step": weights.step}
+    return Model(weights.config), tree, meta
+
+
+def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer_state: bool) -> tuple:
+    """What `checkpoints.initialise` gives of this project's own; every device is given its own share of each tensor.
+
+    Raises:
+      UserError: parameters that are not those of the configured model, or an optimizer state that is not there or is
+        that of another optimizer.
+    """
+    kind, _ = formats.detect(path)
+    if restore_optimizer_state and kind != formats.T5X:
+        raise UserError(f"{path} ({kind}) has no optimizer state that can be restored: set "
+                        "train.restore_optimizer_state = False")
+    _, weights = formats.read(path, optimizer_state=restore_optimizer_state)
+    params = _place(f"{path} (parameters)", weights.params, state.params, shardings.params)
+    opt_state = state.opt_state
+    if restore_optimizer_state:
+        flat = {name.replace("/", "."): leaf for name, leaf in _as_dict(state.opt_state).items()}
+        where = _as_dict(shardings.opt_state)
+        opt_state = _from_dict(_place(f"{path} (optimizer)", weights.opt_state, flat, where), state.opt_state)
+    return TrainState(state.step, params, opt_state), weights.step
+
+
+def _place(what: str, tensors: dict[str, w.Tensor], like, shardings):
+    """`tensors`, stacked where `like` is, as device arrays of its shapes, dtypes and shardings."""
+    leaves = jax.tree_util.tree_flatten_with_path(like)[0]
+    names = [path_name(path) for path, _ in leaves]
+    if not set(names) <= tensors.keys():
+        tensors = w.stacked_state(tensors) if any(name.startswith("inner_states.") for name in names) else \
+            w.stacked(tensors)
+    expected = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
+    w.check_shapes(what, {name: tensor.shape for name, tensor in tensors.items()}, expected,
+                   "Use the model file and the optimizer of that checkpoint")
+    placed = []
+    for name, (_, leaf), sharding in zip(names, leaves, jax.tree.leaves(shardings), strict=True):
+        array = tensors[name].cast(leaf.dtype).read()
+        placed.append(jax.make_array_from_callback(array.shape, sharding, lambda index, a=array: a[index]))
+    return jax.tree.unflatten(jax.tree.structure(like), placed)
