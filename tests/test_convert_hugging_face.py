@@ -19,14 +19,11 @@ from t5x_lite import checkpoints, cli, configuration, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats, hugging_face_folder
 from t5x_lite.jobs.convert import convert
-from t5x_lite.models import Model, T5Config
+from t5x_lite.models import Model
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 FAMILIES = ("t5_1_0", "t5_1_1")
 EXTRA_IDS = 20
-needs_per_layer_bias = pytest.mark.skipif(
-    "relpos_per_layer" not in {field.name for field in dataclasses.fields(T5Config)},
-    reason="T5Config has no relpos_per_layer")
 
 
 @functools.cache
@@ -155,7 +152,6 @@ def test_sentinels_in_an_order_that_transformers_cannot_make_are_refused(tmp_pat
     assert not (tmp_path / "back").exists()
 
 
-@needs_per_layer_bias
 def test_umt5(tmp_path):
     theirs = make(tmp_path / "theirs", "umt5")
     for to, scan_layers in (("ours", True), ("apart", False)):

@@ -28,8 +28,6 @@ from t5x_lite.trainer import Trainer
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 SCANNED_STEP, UNSCANNED_STEP = 12, 16
-HAS_PER_LAYER_BIAS = "relpos_per_layer" in {field.name for field in dataclasses.fields(T5Config)}
-needs_per_layer_bias = pytest.mark.skipif(not HAS_PER_LAYER_BIAS, reason="T5Config has no relpos_per_layer")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +86,6 @@ def test_an_unscanned_checkpoint_becomes_ours(unscanned, tmp_path):
     assert_logits(logits(model.config, params, golden), golden)
 
 
-@needs_per_layer_bias
 def test_a_scanned_checkpoint_becomes_ours(scanned, tmp_path):
     assert convert(str(scanned), str(tmp_path / "ours")) == 0
     model, params, meta = checkpoints.load_for_inference(tmp_path / "ours")

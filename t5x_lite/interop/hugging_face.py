@@ -4,7 +4,6 @@ Their linear layers hold [output, input] and their bias tables [buckets, h], so 
 for the embedding. The tables below are all there is to know; no torch.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -72,14 +71,16 @@ class Parameter(NamedTuple):
         return self.shape if self.name == EMBEDDING else self.shape[::-1]
 
 
-def relpos_per_layer(config: T5Config) -> bool:
-    """Whether each layer has its own relative position bias (umT5, https://arxiv.org/abs/2304.09151)."""
-    return getattr(config, "relpos_per_layer", False)
-
-
 def parameters(config: T5Config) -> Iterator[Parameter]:
-    """Every parameter of a model."""
+    """Every parameter of a model.
+
+    Raises:
+      UserError: an architecture that transformers' T5 does not have.
+    """
     c = config
+    if c.is_language_model or c.shared_stacks:
+        raise UserError("transformers' T5 has an encoder and a decoder of their own: T5Config.architecture = "
+                        f"{c.architecture!r} with shared_stacks = {c.shared_stacks} has no place in a Hugging Face folder")
     sizes = {"d": c.emb_dim, "f": c.mlp_dim, "v": c.vocab_size, "h": c.num_heads, "j": c.num_heads * c.head_dim,
              "r": c.relpos_buckets}
 
@@ -90,7 +91,7 @@ def parameters(config: T5Config) -> Iterator[Parameter]:
     yield parameter("token_embedder/embedding", EMBEDDING, "vd")
     for stack, depth in (("encoder", c.num_encoder_layers), ("decoder", c.num_decoder_layers)):
         bias = "layer.0.SelfAttention.relative_attention_bias.weight"
-        if relpos_per_layer(c):
+        if c.relpos_per_layer:  # umT5, https://arxiv.org/abs/2304.09151
             yield parameter(f"{stack}/{{layers}}/relpos_bias/rel_embedding", f"{stack}.block.{{i}}.{bias}", "hr", depth)
         else:
             yield parameter(f"{stack}/relpos_bias/rel_embedding", f"{stack}.block.0.{bias}", "hr")
@@ -172,9 +173,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> T5Config:
       UserError: a model that is not T5's architecture (t5, mt5 or umt5), or a choice that T5Config does not have.
     """
     model_type = values.get("model_type", "t5")
-    per_layer = {"relpos_per_layer": True} if model_type == "umt5" else {}
-    known = {field.name for field in dataclasses.fields(T5Config)}
-    if model_type not in ("t5", "mt5", "umt5") or not known >= per_layer.keys():
+    if model_type not in ("t5", "mt5", "umt5"):
         raise UserError(f"config.json: model_type must be t5, mt5 or umt5, not {model_type!r}")
     required = ("vocab_size", "d_model", "num_heads", "d_kv", "d_ff", "num_layers")
     missing = [key for key in required if key not in values]
@@ -200,7 +199,7 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> T5Config:
         "dropout_rate": values.get("dropout_rate", 0.1),
         "relpos_buckets": values.get("relative_attention_num_buckets", 32),
         "relpos_max_distance": values.get("relative_attention_max_distance", 128),
-        **per_layer,
+        "relpos_per_layer": model_type == "umt5",
     })
 
 
@@ -214,7 +213,7 @@ def config_to_hugging_face(config: T5Config) -> dict[str, Any]:
     if config.mlp_activations not in names:
         raise UserError(f"transformers has no T5 with T5Config.mlp_activations = {config.mlp_activations!r}; it has "
                         f"{', '.join(str(a) for a in names)}")
-    per_layer = relpos_per_layer(config)
+    per_layer = config.relpos_per_layer
     return {
         "architectures": ["UMT5ForConditionalGeneration" if per_layer else "T5ForConditionalGeneration"],
         "model_type": "umt5" if per_layer else "t5",

@@ -40,9 +40,8 @@ def config_of(params: Mapping[str, Tensor], what: str) -> T5Config:
         "mlp_activations": ("relu",) if "encoder/layers_0/mlp/wi/kernel" in params else ("gelu", "linear"),
         "logits_via_embedding": "decoder/logits_dense/kernel" not in params,
         "relpos_buckets": buckets,
+        "relpos_per_layer": own in params,
     }
-    if own in params:
-        values["relpos_per_layer"] = True
     return T5Config.from_dict(values)
 
 
