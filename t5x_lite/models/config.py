@@ -6,6 +6,7 @@ from typing import Any
 import gin
 
 from t5x_lite.errors import UserError
+from t5x_lite.models import finetuning_config
 
 ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 REMAT_POLICIES = ("none", "minimal", "full")
@@ -34,6 +35,7 @@ class T5Config:
       scan_layers: layers stacked on a leading axis and scanned, so that compile time does not grow with depth.
       remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products) or "full".
       relpos_buckets, relpos_max_distance: of the relative position bias.
+      adapters, lora, ia3, prompt, bitfit: what parameter-efficient finetuning adds, or None (finetuning_config.py).
 
     Raises:
       UserError: a size below one, or an unknown name.
@@ -55,6 +57,11 @@ class T5Config:
     remat: str = "none"
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
+    adapters: finetuning_config.Adapters | None = None
+    lora: finetuning_config.LoRA | None = None
+    ia3: finetuning_config.IA3 | None = None
+    prompt: finetuning_config.PromptTuning | None = None
+    bitfit: finetuning_config.BitFit | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -71,10 +78,16 @@ class T5Config:
         _one_of("remat", self.remat, REMAT_POLICIES)
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("param_dtype", self.param_dtype, DTYPES)
+        finetuning_config.check(vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
-        return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations)}
+        plain = {n: v for n, v in dataclasses.asdict(self).items() if n not in finetuning_config.METHODS}
+        return {**plain, "mlp_activations": list(self.mlp_activations), **finetuning_config.to_dict(vars(self))}
+
+    def plain(self) -> "T5Config":
+        """The same model without what finetuning adds."""
+        return dataclasses.replace(self, **dict.fromkeys(finetuning_config.METHODS))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "T5Config":
@@ -85,7 +98,7 @@ class T5Config:
         if unknown:
             raise UserError(f"the checkpoint's model configuration has unknown fields: {', '.join(unknown)}")
         defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-        return cls(**{**defaults, **values})
+        return cls(**{**defaults, **values, **finetuning_config.from_dict(values)})
 
 
 def _one_of(field: str, value: str, names: tuple[str, ...]) -> None:

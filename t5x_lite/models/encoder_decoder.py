@@ -6,6 +6,7 @@ from flax import nnx
 
 from t5x_lite.models import attention as att
 from t5x_lite.models.config import T5Config
+from t5x_lite.models.finetuning import Prompt, adapted, extend
 from t5x_lite.models.layers import MLP, Dense, Embedding, RMSNorm, at_least_float32, dropout, fold
 from t5x_lite.models.stack import Stack
 from t5x_lite.partitioning import constrain
@@ -26,9 +27,9 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x, mask, bias, keys):
         y = self.pre_attention_layer_norm(x)
         y = self.attention(y, y, mask, bias, fold(keys, SELF_WEIGHTS))
-        x = x + dropout(y, self.rate, fold(keys, SELF_OUT))
+        x = adapted(self, "attention", x + dropout(y, self.rate, fold(keys, SELF_OUT)), keys)
         y = self.mlp(self.pre_mlp_layer_norm(x), fold(keys, MLP_HIDDEN))
-        return x + dropout(y, self.rate, fold(keys, MLP_OUT))
+        return adapted(self, "mlp", x + dropout(y, self.rate, fold(keys, MLP_OUT)), keys)
 
 
 class DecoderLayer(nnx.Module):
@@ -44,12 +45,12 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x, encoded, self_mask, cross_mask, bias, keys):
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, y, self_mask, bias, fold(keys, SELF_WEIGHTS))
-        x = x + dropout(y, self.rate, fold(keys, SELF_OUT))
+        x = adapted(self, "self_attention", x + dropout(y, self.rate, fold(keys, SELF_OUT)), keys)
         y = self.pre_cross_attention_layer_norm(x)
         y = self.encoder_decoder_attention(y, encoded, cross_mask, None, fold(keys, CROSS_WEIGHTS))
-        x = x + dropout(y, self.rate, fold(keys, CROSS_OUT))
+        x = adapted(self, "encoder_decoder_attention", x + dropout(y, self.rate, fold(keys, CROSS_OUT)), keys)
         y = self.mlp(self.pre_mlp_layer_norm(x), fold(keys, MLP_HIDDEN))
-        return x + dropout(y, self.rate, fold(keys, MLP_OUT))
+        return adapted(self, "mlp", x + dropout(y, self.rate, fold(keys, MLP_OUT)), keys)
 
     def step(self, x, cross_keys, cross_values, cross_mask, self_cache, layer, index, self_mask, bias):
         """One position x [b, 1, d]; writes its key and value into the stacked self_cache in place."""
@@ -61,15 +62,20 @@ class DecoderLayer(nnx.Module):
         )
         keys, values = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False) for cache in self_cache)
         x = x + self.self_attention.attend(self.self_attention.queries(y), keys, values, self_mask, bias)
+        x = adapted(self, "self_attention", x, None)
         y = self.pre_cross_attention_layer_norm(x)
         cross = self.encoder_decoder_attention
         x = x + cross.attend(cross.queries(y), cross_keys, cross_values, cross_mask, None)
-        return x + self.mlp(self.pre_mlp_layer_norm(x), None), self_cache
+        x = adapted(self, "encoder_decoder_attention", x, None)
+        return adapted(self, "mlp", x + self.mlp(self.pre_mlp_layer_norm(x), None), None), self_cache
 
 
 class Encoder(Stack):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        super().__init__(lambda r: EncoderLayer(config, rngs=r), config.num_encoder_layers, config, rngs=rngs)
+        super().__init__(
+            lambda r: extend(EncoderLayer(config, rngs=r), config, "encoder/layers", rngs=r),
+            config.num_encoder_layers, config, rngs=rngs,
+        )
         self.rate = config.dropout_rate
         self.relpos_bias = att.RelativePositionBias(config, bidirectional=True, rngs=rngs)
         self.encoder_norm = RMSNorm(config, rngs=rngs)
@@ -89,7 +95,10 @@ class Encoder(Stack):
 
 class Decoder(Stack):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        super().__init__(lambda r: DecoderLayer(config, rngs=r), config.num_decoder_layers, config, rngs=rngs)
+        super().__init__(
+            lambda r: extend(DecoderLayer(config, rngs=r), config, "decoder/layers", rngs=r),
+            config.num_decoder_layers, config, rngs=rngs,
+        )
         self.rate = config.dropout_rate
         self.relpos_bias = att.RelativePositionBias(config, bidirectional=False, rngs=rngs)
         self.decoder_norm = RMSNorm(config, rngs=rngs)
@@ -139,14 +148,24 @@ class EncoderDecoder(nnx.Module):
         self.token_embedder = Embedding(config, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
+        if config.prompt is not None:
+            self.prompt = Prompt(config, self.token_embedder.embedding[...], rngs=rngs)
 
     def embed(self, tokens):
         return constrain(self.token_embedder(tokens), "batch", "length", "activation")
 
     def encode(self, tokens, segments=None, keys=None):
-        """tokens int32 [b, s] -> [b, s, d]. Nobody looks at padding, nor across packed examples."""
-        mask = att.both(att.padding_mask(tokens), att.segment_mask(segments, segments))
-        return self.encoder(self.embed(tokens), mask, keys)
+        """tokens int32 [b, s] -> [b, s, d], or [b, p + s, d] with a prompt. Nobody looks at padding, nor across packed
+        examples."""
+        x, mask = self.embed(tokens), att.padding_mask(tokens)
+        if self.config.prompt is not None:
+            x, mask = self.prompt.prepend(x, mask, segments)
+        return self.encoder(x, att.both(mask, att.segment_mask(segments, segments)), keys)
+
+    def memory_mask(self, tokens):
+        """tokens int32 [b, s] -> bool [b, 1, 1, m], True where the decoder may look in what `encode` made of them."""
+        mask = att.padding_mask(tokens)
+        return mask if self.config.prompt is None else self.prompt.extend_mask(mask)
 
     def decode(self, encoded, batch, keys=None):
         """Hidden states [b, t, d] before the output head."""
@@ -155,7 +174,7 @@ class EncoderDecoder(nnx.Module):
         encoder_segments = batch.get("encoder_segment_ids")
         # Padding in the targets comes last, so the causal mask alone keeps it from every real position.
         self_mask = att.both(att.causal_mask(tokens.shape[1]), att.segment_mask(segments, segments))
-        cross_mask = att.padding_mask(batch["encoder_input_tokens"])
+        cross_mask = self.memory_mask(batch["encoder_input_tokens"])
         cross_mask = att.both(cross_mask, att.segment_mask(segments, encoder_segments))
         return self.decoder(self.embed(tokens), encoded, self_mask, cross_mask, keys)
 

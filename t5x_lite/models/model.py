@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_lite.models.attention import padding_mask
+from t5x_lite.models import finetuning, finetuning_config
 from t5x_lite.models.config import T5Config
 from t5x_lite.models.encoder_decoder import EncoderDecoder
+from t5x_lite.partitioning import path_name
 
 
 class Model:
@@ -34,7 +35,9 @@ class Model:
 
     @functools.cached_property
     def _abstract(self):
-        return nnx.split(nnx.eval_shape(lambda: EncoderDecoder(self.config, rngs=nnx.Rngs(params=0))))
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: EncoderDecoder(self.config, rngs=nnx.Rngs(params=0))))
+        finetuning_config.check_kernels(self.config.lora, ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(state)])
+        return graphdef, state
 
     def _module(self, params) -> EncoderDecoder:
         graphdef, state = self._abstract
@@ -56,6 +59,21 @@ class Model:
         axes = {path: variable.axes for path, variable in nnx.to_flat_state(state)}
         return nnx.traversals.unflatten_mapping(axes)
 
+    @functools.cached_property
+    def added_paths(self) -> frozenset[str]:
+        """Paths of the parameters that the configuration's finetuning methods add to the plain model."""
+        return _paths(self.abstract_params()) - _paths(Model(self.config.plain()).abstract_params())
+
+    def with_fresh_prompt(self, params, key: jax.Array):
+        """`params`, with a prompt that starts from the vocabulary sampled anew from their own token embedding.
+
+        For parameters that come from a plain model's checkpoint; without such a prompt, `params` as they are.
+        """
+        if self.config.prompt is None or self.config.prompt.start != "vocabulary":
+            return params
+        table = params["token_embedder"]["embedding"]
+        return {**params, "prompt": {"embedding": finetuning.prompt_from(self.config, table, key)}}
+
     def apply(self, params, batch, dropout_keys=None) -> jax.Array:
         """Logits float32 [b, t, v].
 
@@ -65,17 +83,18 @@ class Model:
         return self._module(params)(batch, dropout_keys)
 
     def encode(self, params, encoder_input_tokens: jax.Array) -> jax.Array:
-        """int32 [b, s] -> [b, s, d]."""
+        """int32 [b, s] -> [b, s, d]; [b, p + s, d] with a prompt of p vectors."""
         return self._module(params).encode(encoder_input_tokens)
 
     def init_cache(self, params, encoded: jax.Array, encoder_input_tokens: jax.Array, max_length: int):
         """A cache for `decode_step`: cross-attention keys and values [l, b, h, s, k], computed once, and room for
         `max_length` positions of self-attention [l, b, h, max_length, k]."""
         c = self.config
-        cross = self._module(params).decoder.cross_keys_and_values(encoded)
+        module = self._module(params)
+        cross = module.decoder.cross_keys_and_values(encoded)
         shape = (c.num_decoder_layers, encoded.shape[0], c.num_heads, max_length, c.head_dim)
         empty = jnp.zeros(shape, encoded.dtype)
-        return {"cross": cross, "cross_mask": padding_mask(encoder_input_tokens), "self": (empty, empty)}
+        return {"cross": cross, "cross_mask": module.memory_mask(encoder_input_tokens), "self": (empty, empty)}
 
     def decode_step(self, params, cache, tokens: jax.Array, index: jax.Array):
         """Logits after one more token of every row.
@@ -91,3 +110,7 @@ class Model:
         x = module.embed(tokens[:, None])
         hidden, self_cache = module.decoder.step(x, cache["cross"], cache["cross_mask"], cache["self"], index)
         return module.logits(hidden)[:, 0], {**cache, "self": self_cache}
+
+
+def _paths(tree) -> frozenset[str]:
+    return frozenset(path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0])
