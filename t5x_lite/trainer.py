@@ -19,7 +19,7 @@ from t5x_lite.finetuning import Trainable
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model
 from t5x_lite.optimizers import Optimizer
-from t5x_lite.partitioning import Partitioner
+from t5x_lite.partitioning import Partitioner, path_name
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -140,6 +140,11 @@ class Trainer:
 
     def _init(self) -> TrainState:
         return init_state(self.model, self.optimizer, self.seed, self.trainable)
+
+    @functools.cached_property
+    def trained_paths(self) -> frozenset[str]:
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(self.abstract_state.params)[0]]
+        return frozenset(filter(self.trainable.trains, paths))
 
     @functools.cached_property
     def shardings(self) -> TrainState:
