@@ -33,17 +33,19 @@ class GradualUnfreezing:
     are left out: scanned layers are one array, and a layer that thaws finds moments that fit it.
 
     Attributes:
-      total_steps: of the run.
+      total_steps: the step at which the run ends.
       episodes: N.
+      offset: the step at which it begins, for a run whose steps go on from a checkpoint's.
       always: regular expressions, as in `Trainable`, of what is trained from the first step.
 
     Raises:
-      UserError: a number below one.
+      UserError: a number below one, or an end that is not after the beginning.
     """
 
     total_steps: int
     episodes: int = 12
     always: tuple[str, ...] = ("token_embedder/.*", ".*logits_dense/.*", "[^/]*/(encoder|decoder)_norm/.*")
+    offset: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "always", tuple(self.always))
@@ -51,6 +53,8 @@ class GradualUnfreezing:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UserError(f"GradualUnfreezing.{name} must be a whole number of at least 1, not "
                                 f"{getattr(self, name)!r}")
+        if self.offset >= self.total_steps:
+            raise UserError(f"GradualUnfreezing.offset = {self.offset} must be below total_steps = {self.total_steps}")
         _check_patterns("GradualUnfreezing.always", self.always)
 
     def mask(self, trained: Tree, depths: Mapping[str, int], step: jax.Array) -> Tree:
@@ -59,9 +63,9 @@ class GradualUnfreezing:
         Args:
           depths: layers of each stack, by its path (see `stack_depths`).
         """
-        step = jnp.clip(step, 0, self.total_steps - 1)
         # As a float: the product of two whole numbers could leave int32.
-        episode = jnp.minimum(jnp.floor(step.astype(float) / self.total_steps * self.episodes) + 1, self.episodes)
+        done = jnp.maximum(step - self.offset, 0).astype(float) / (self.total_steps - self.offset)
+        episode = jnp.minimum(jnp.floor(done * self.episodes) + 1, self.episodes)
 
         def one(path, leaf):
             name = path_name(path)

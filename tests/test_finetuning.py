@@ -311,6 +311,7 @@ def test_the_configuration_survives_json():
          r"Trainable.patterns: '.\*/lora_\[ab\]' matches no parameter"),
         (lambda: GradualUnfreezing(0), "GradualUnfreezing.total_steps must be"),
         (lambda: GradualUnfreezing(10, episodes=0), "GradualUnfreezing.episodes must be"),
+        (lambda: GradualUnfreezing(10, offset=10), "GradualUnfreezing.offset = 10 must be below total_steps = 10"),
         (lambda: make_trainer(trainable=Trainable(unfreezing=GradualUnfreezing(9, always=("x",)))).shardings,
          "GradualUnfreezing.always: 'x' matches no parameter"),
     ],
@@ -520,11 +521,11 @@ def test_what_is_added_is_sharded_as_its_kernel():
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def open_layers(depth, episodes, total, step, scanned=True):
+def open_layers(depth, episodes, total, step, scanned=True, offset=0):
     layers = {"layers": {"w": jnp.ones((depth, 2))}} if scanned else {f"layers_{i}": {"w": jnp.ones(2)} for i in range(depth)}
     params = {"encoder": {**layers, "relpos_bias": {"rel_embedding": jnp.ones(3)}, "encoder_norm": {"scale": jnp.ones(1)}},
               "token_embedder": {"embedding": jnp.ones(4)}}
-    trainable = Trainable(unfreezing=GradualUnfreezing(total, episodes))
+    trainable = Trainable(unfreezing=GradualUnfreezing(total, episodes, offset=offset))
     mask = paths(trainable.mask(params, params, jnp.int32(step)))
     assert mask["token_embedder/embedding"] and mask["encoder/encoder_norm/scale"]
     if scanned:
@@ -545,6 +546,7 @@ def test_layers_join_from_the_top(scanned):
     assert [open_layers(4, 12, 12, step, scanned) for step in range(12)] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
     assert [open_layers(3, 3, 30, step, scanned) for step in (0, 9, 10, 19, 20, 29)] == [1, 1, 2, 2, 3, 3]
     assert [open_layers(2, 1, 30, step, scanned) for step in (0, 29)] == [2, 2]
+    assert [open_layers(3, 3, 130, step, scanned, offset=100) for step in (0, 100, 109, 110, 129)] == [1, 1, 1, 2, 3]
 
 
 def test_frozen_layers_stay_bit_by_bit_until_they_join():
