@@ -3,9 +3,9 @@
 What differs from bare gin-config, and why:
 
 * **The order of files does not matter.** gin lets the last statement win, so a run file included late would undo a
-  user's choice. Here bindings have a rank: shipped models, objectives, meshes, runs, examples < a recorded
-  configuration < the user's files < the command line; only within one rank does the last one win. A file that is
-  included twice is read once, and all imports run before any name is looked up.
+  user's choice. Here bindings have a rank: shipped models, objectives, meshes, runs, ways of finetuning, examples < a
+  recorded configuration < the user's files < the command line; only within one rank does the last one win. A file that
+  is included twice is read once, and all imports run before any name is looked up.
 * **Every binding knows where it comes from** (gin 0.5.0 does not keep that), so that an error names file and line, and
   a binding that nothing reads can be told from a shipped default that this job has no use for.
 * **Nothing stops at the first problem** where a list would serve better: all missing values are named at once.
@@ -61,8 +61,8 @@ MACROS: dict[str, tuple[str, str]] = {
 # ----------------------------------------------------------------------------------------------------------------------
 
 FLAG, USER, RECORDED = 8, 7, 6  # ranks: higher beats lower
-_SHIPPED_RANKS = {"models": 0, "objectives": 1, "mesh": 2, "runs": 3}
-_OTHER_SHIPPED = 4  # examples, study: they are complete runs and may override what they include
+_SHIPPED_RANKS = {"models": 0, "objectives": 1, "mesh": 2, "runs": 3, "finetuning": 4}
+_OTHER_SHIPPED = 5  # examples, study: they are complete runs and may override what they include
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,19 +59,30 @@ class Optimizer:
     def init(self, params):
         return self.make(self.schedule, params).init(params)
 
-    def update(self, grads, state, params, step: jax.Array):
-        """Returns (new params, new state, {"learning_rate", "grad_norm", "update_norm", "param_norm"})."""
+    def update(self, grads, state, params, step: jax.Array, mask=None):
+        """Returns (new params, new state, {"learning_rate", "grad_norm", "update_norm", "param_norm"}).
+
+        Args:
+          mask: None, or a tree of bool arrays that broadcast to the parameters: where False a parameter keeps its
+            value, bit by bit, and does not count in the norms of gradients and updates; its state goes on.
+        """
+
+        def masked(tree):
+            return tree if mask is None else jax.tree.map(lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, mask)
+
         learning_rate = self.schedule(step)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = optax.tree.norm(masked(grads))
         if self.max_grad_norm is not None:
             scale = jnp.minimum(1.0, self.max_grad_norm / jnp.maximum(grad_norm, jnp.finfo(grad_norm.dtype).tiny))
             grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         updates, state = self.make(lambda count: learning_rate, params).update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        before, params = params, optax.apply_updates(params, updates)
+        if mask is not None:
+            params = jax.tree.map(jnp.where, mask, params, before)
         return params, state, {
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": optax.tree.norm(masked(updates)),
             "param_norm": optax.tree.norm(params),
         }
 

@@ -34,6 +34,9 @@ DEFAULT_RULES: tuple[tuple[str, Any], ...] = (
     ("kv", None),
     ("layers", None),
     ("relpos_buckets", None),
+    ("adapter", None),
+    ("lora_rank", None),
+    ("prompt", None),
 )
 
 _active: contextvars.ContextVar["Partitioner | None"] = contextvars.ContextVar("partitioner", default=None)

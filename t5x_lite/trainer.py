@@ -13,26 +13,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from t5x_lite import partitioning
+from t5x_lite import finetuning, partitioning
 from t5x_lite.errors import UserError
+from t5x_lite.finetuning import Trainable
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model
 from t5x_lite.optimizers import Optimizer
-from t5x_lite.partitioning import Partitioner
+from t5x_lite.partitioning import Partitioner, path_name
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+ALL = Trainable()
 
 
 class TrainState(NamedTuple):
     step: jax.Array  # int32 scalar: updates done
     params: Any  # nested dictionary of arrays of param_dtype
-    opt_state: Any  # optax state
+    opt_state: Any  # optax state, of the trained parameters
 
 
-def init_state(model: Model, optimizer: Optimizer, seed: int) -> TrainState:
+def init_state(model: Model, optimizer: Optimizer, seed: int, trainable: Trainable = ALL) -> TrainState:
     params = model.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.split(params)[0]))
 
 
 def dropout_keys(seed: int, step: jax.Array, rows: jax.Array) -> jax.Array:
@@ -42,19 +45,26 @@ def dropout_keys(seed: int, step: jax.Array, rows: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
 
 
-def loss_and_grads(model: Model, loss: Loss, params, batch: Batch, step, seed: int, num_microbatches: int = 1):
+def loss_and_grads(
+    model: Model, loss: Loss, params, batch: Batch, step, seed: int, num_microbatches: int = 1, frozen=None
+):
     """Gradient of the mean loss over the real target tokens of the whole batch, and the sums behind the metrics.
 
     Microbatches add up *sums*, divided once by the whole batch's token count: equal to the unsplit step, whatever the
     tokens in each.
+
+    Args:
+      params: those whose gradient is taken; `frozen` has the model's others.
     """
+    frozen = frozen or {}
     rows = jnp.arange(batch["decoder_target_tokens"].shape[0])
     use_dropout = model.config.dropout_rate > 0.0
 
     def summed(params, part, rows):
         part = model.arranged(part)
         keys = dropout_keys(seed, step, rows) if use_dropout else None
-        sums = loss.sums(model.apply(params, part, keys), part["decoder_target_tokens"], part["decoder_loss_weights"])
+        logits = model.apply(finetuning.join(params, frozen), part, keys)
+        sums = loss.sums(logits, part["decoder_target_tokens"], part["decoder_loss_weights"])
         return sums["loss"], sums
 
     grad = jax.grad(summed, has_aux=True)
@@ -82,15 +92,19 @@ def _split(num_microbatches: int, x: jax.Array) -> jax.Array:
 
 
 def train_step(
-    model: Model, optimizer: Optimizer, loss: Loss, seed: int, num_microbatches: int, state: TrainState, batch: Batch
+    model: Model, optimizer: Optimizer, loss: Loss, seed: int, num_microbatches: int, state: TrainState, batch: Batch,
+    trainable: Trainable = ALL,
 ) -> tuple[TrainState, Metrics]:
-    """One update. Metrics are float scalars; `tokens` counts the real input and target tokens of the global batch."""
-    grads, sums = loss_and_grads(model, loss, state.params, batch, state.step, seed, num_microbatches)
-    params, opt_state, norms = optimizer.update(grads, state.opt_state, state.params, state.step)
+    """One update. Metrics are float scalars; `tokens` counts the real input and target tokens of the global batch, and
+    norms are those of the trained parameters."""
+    trained, frozen = trainable.split(state.params)
+    grads, sums = loss_and_grads(model, loss, trained, batch, state.step, seed, num_microbatches, frozen)
+    mask = trainable.mask(trained, state.params, state.step)
+    trained, opt_state, norms = optimizer.update(grads, state.opt_state, trained, state.step, mask)
     names = ("encoder_input_tokens", "decoder_target_tokens")
     tokens = sum(jnp.sum(batch[name] > 0) for name in names if name in batch)
     metrics = {**_means(sums), **norms, "tokens": tokens}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, finetuning.join(trained, frozen), opt_state), metrics
 
 
 def eval_step(model: Model, params, batch: Batch) -> Metrics:
@@ -119,15 +133,27 @@ class Trainer:
     partitioner: Partitioner
     seed: int = 0
     num_microbatches: int = 1
+    trainable: Trainable = ALL
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        return jax.eval_shape(lambda: init_state(self.model, self.optimizer, self.seed))
+        """Raises UserError when `trainable` names what the model does not have."""
+        self.trainable.check(self.model.abstract_params())
+        return jax.eval_shape(self._init)
+
+    def _init(self) -> TrainState:
+        return init_state(self.model, self.optimizer, self.seed, self.trainable)
+
+    @functools.cached_property
+    def trained_paths(self) -> frozenset[str]:
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(self.abstract_state.params)[0]]
+        return frozenset(filter(self.trainable.trains, paths))
 
     @functools.cached_property
     def shardings(self) -> TrainState:
         abstract, axes = self.abstract_state, self.model.logical_axes()
-        slots = partitioning.optimizer_state_axes(abstract.opt_state, abstract.params, axes)
+        trained, _ = self.trainable.split(abstract.params)
+        slots = partitioning.optimizer_state_axes(abstract.opt_state, trained, axes)
         return TrainState(
             self.partitioner.replicated,
             self.partitioner.tree(abstract.params, axes),
@@ -147,13 +173,12 @@ class Trainer:
     def init(self) -> TrainState:
         """Initial state, made in place on the mesh: no device holds more than its share."""
         with self.partitioner.activate():
-            make = jax.jit(lambda: init_state(self.model, self.optimizer, self.seed), out_shardings=self.shardings)
-            return make()
+            return jax.jit(self._init, out_shardings=self.shardings)()
 
     @functools.cached_property
     def _step(self):
         step = functools.partial(
-            train_step, self.model, self.optimizer, self.loss, self.seed, self.num_microbatches
+            train_step, self.model, self.optimizer, self.loss, self.seed, self.num_microbatches, trainable=self.trainable
         )
         return jax.jit(
             step,

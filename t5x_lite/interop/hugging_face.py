@@ -81,6 +81,9 @@ def parameters(config: T5Config) -> Iterator[Parameter]:
     if c.is_language_model or c.shared_stacks:
         raise UserError("transformers' T5 has an encoder and a decoder of their own: T5Config.architecture = "
                         f"{c.architecture!r} with shared_stacks = {c.shared_stacks} has no place in a Hugging Face folder")
+    if c != c.plain():
+        raise UserError("transformers' T5 has no place for what finetuning added to this model: fold LoRA and IA3 into the "
+                        "kernels with t5x_lite.finetuning.merge; adapters, prompts and biases cannot be folded")
     sizes = {"d": c.emb_dim, "f": c.mlp_dim, "v": c.vocab_size, "h": c.num_heads, "j": c.num_heads * c.head_dim,
              "r": c.relpos_buckets}
 

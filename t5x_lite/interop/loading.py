@@ -1,5 +1,6 @@
 """Other systems' checkpoints straight into a run or an inference, a tensor at a time, without a converted copy."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[
     return Model(weights.config), tree, meta
 
 
-def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer_state: bool) -> tuple:
+def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer_state: bool,
+               may_lack: Collection[str] = ()) -> tuple:
     """What `checkpoints.initialise` gives of this project's own; every device is given its own share of each tensor.
 
     Raises:
@@ -35,7 +37,7 @@ def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer
         raise UserError(f"{path} ({kind}) has no optimizer state that can be restored: set "
                         "train.restore_optimizer_state = False")
     _, weights = formats.read(path, optimizer_state=restore_optimizer_state)
-    params = _place(f"{path} (parameters)", weights.params, state.params, shardings.params)
+    params = _place(f"{path} (parameters)", weights.params, state.params, shardings.params, may_lack)
     opt_state = state.opt_state
     if restore_optimizer_state:
         flat = {name.replace("/", "."): leaf for name, leaf in _as_dict(state.opt_state).items()}
@@ -44,18 +46,23 @@ def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer
     return TrainState(state.step, params, opt_state), weights.step
 
 
-def _place(what: str, tensors: dict[str, w.Tensor], like, shardings):
-    """`tensors`, stacked where `like` is, as device arrays of its shapes, dtypes and shardings."""
+def _place(what: str, tensors: dict[str, w.Tensor], like, shardings, may_lack: Collection[str] = ()):
+    """`tensors`, stacked where `like` is, as device arrays of its shapes, dtypes and shardings; `like`'s own arrays for
+    the paths in `may_lack` that are not there."""
     leaves = jax.tree_util.tree_flatten_with_path(like)[0]
     names = [path_name(path) for path, _ in leaves]
-    if not set(names) <= tensors.keys():
+    if not set(names) - set(may_lack) <= tensors.keys():
         tensors = w.stacked_state(tensors) if any(name.startswith("inner_states.") for name in names) else \
             w.stacked(tensors)
-    expected = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
+    kept = set(may_lack) - tensors.keys()
+    expected = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True) if name not in kept}
     w.check_shapes(what, {name: tensor.shape for name, tensor in tensors.items()}, expected,
                    "Use the model file and the optimizer of that checkpoint")
     placed = []
     for name, (_, leaf), sharding in zip(names, leaves, jax.tree.leaves(shardings), strict=True):
+        if name in kept:
+            placed.append(leaf)
+            continue
         array = tensors[name].cast(leaf.dtype).read()
         placed.append(jax.make_array_from_callback(array.shape, sharding, lambda index, a=array: a[index]))
     return jax.tree.unflatten(jax.tree.structure(like), placed)

@@ -39,7 +39,11 @@ def read(path, *, step: int | None = None, rules: w.Rules = (), optimizer_state:
     folder = checkpoints.find_step(path, step)
     meta = dict(checkpoints.read_meta(folder))
     config = T5Config.from_dict(meta.pop("model"))
-    params = w.split(w.apply_rules(_open(folder / "params"), rules))
+    stored: dict[str, w.Tensor] = {}
+    for layer, _, _ in checkpoints.with_bases(folder):  # what was not trained lies in the checkpoint that it stands on
+        stored = {**_open(layer / "params"), **stored}
+    meta.pop("base", None)
+    params = w.split(w.apply_rules(stored, rules))
     opt_state = None
     if optimizer_state and (folder / "opt_state").exists():
         opt_state = w.split_state(_open(folder / "opt_state"))

@@ -6,6 +6,7 @@ from typing import Any
 import gin
 
 from t5x_lite.errors import UserError
+from t5x_lite.models import finetuning_config
 
 ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 REMAT_POLICIES = ("none", "minimal", "full")
@@ -42,6 +43,7 @@ class T5Config:
         that small models train faster with all layers in one.
       remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products) or "full".
       relpos_buckets, relpos_max_distance: of the relative position bias.
+      adapters, lora, ia3, prompt, bitfit: what parameter-efficient finetuning adds, or None (finetuning_config.py).
 
     Raises:
       UserError: a size below one, or an unknown name.
@@ -67,6 +69,11 @@ class T5Config:
     architecture: str = "encoder_decoder"
     shared_stacks: bool = False
     relpos_per_layer: bool = False
+    adapters: finetuning_config.Adapters | None = None
+    lora: finetuning_config.LoRA | None = None
+    ia3: finetuning_config.IA3 | None = None
+    prompt: finetuning_config.PromptTuning | None = None
+    bitfit: finetuning_config.BitFit | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -91,6 +98,9 @@ class T5Config:
         if self.shared_stacks and self.num_encoder_layers != self.num_decoder_layers:
             raise UserError("T5Config.shared_stacks needs as many encoder as decoder layers, not "
                             f"{self.num_encoder_layers} and {self.num_decoder_layers}")
+        if self.is_language_model and self.prompt is not None:
+            raise UserError("T5Config.prompt stands before an encoder's input: a language model has none")
+        finetuning_config.check(vars(self))
 
     @property
     def is_language_model(self) -> bool:
@@ -99,7 +109,12 @@ class T5Config:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
-        return {**dataclasses.asdict(self), "mlp_activations": list(self.mlp_activations)}
+        plain = {n: v for n, v in dataclasses.asdict(self).items() if n not in finetuning_config.METHODS}
+        return {**plain, "mlp_activations": list(self.mlp_activations), **finetuning_config.to_dict(vars(self))}
+
+    def plain(self) -> "T5Config":
+        """The same model without what finetuning adds."""
+        return dataclasses.replace(self, **dict.fromkeys(finetuning_config.METHODS))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "T5Config":
@@ -110,7 +125,7 @@ class T5Config:
         if unknown:
             raise UserError(f"the checkpoint's model configuration has unknown fields: {', '.join(unknown)}")
         defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-        return cls(**{**defaults, **values})
+        return cls(**{**defaults, **values, **finetuning_config.from_dict(values)})
 
 
 def _one_of(field: str, value: str, names: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from t5x_lite.models import attention as att
 from t5x_lite.models.config import T5Config
+from t5x_lite.models.finetuning import Prompt, adapted, extend
 from t5x_lite.models.layers import MLP, Dense, Embedding, RMSNorm, at_least_float32, dropout, fold
 from t5x_lite.models.stack import Stack
 from t5x_lite.partitioning import constrain
@@ -29,9 +30,9 @@ class EncoderLayer(nnx.Module):
     def __call__(self, x, mask, bias, keys):
         y = self.pre_attention_layer_norm(x)
         y = self.attention(y, y, mask, bias, fold(keys, SELF_WEIGHTS))
-        x = x + dropout(y, self.rate, fold(keys, SELF_OUT))
+        x = adapted(self, "attention", x + dropout(y, self.rate, fold(keys, SELF_OUT)), keys)
         y = self.mlp(self.pre_mlp_layer_norm(x), fold(keys, MLP_HIDDEN))
-        return x + dropout(y, self.rate, fold(keys, MLP_OUT))
+        return adapted(self, "mlp", x + dropout(y, self.rate, fold(keys, MLP_OUT)), keys)
 
 
 class DecoderLayer(nnx.Module):
@@ -51,20 +52,21 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x, self_mask, bias, keys, encoded=None, cross_mask=None):
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, y, self_mask, bias, fold(keys, SELF_WEIGHTS))
-        x = x + dropout(y, self.rate, fold(keys, SELF_OUT))
+        x = adapted(self, "self_attention", x + dropout(y, self.rate, fold(keys, SELF_OUT)), keys)
         if encoded is not None:
             y = self.pre_cross_attention_layer_norm(x)
             y = self.encoder_decoder_attention(y, encoded, cross_mask, None, fold(keys, CROSS_WEIGHTS))
-            x = x + dropout(y, self.rate, fold(keys, CROSS_OUT))
+            x = adapted(self, "encoder_decoder_attention", x + dropout(y, self.rate, fold(keys, CROSS_OUT)), keys)
         y = self.mlp(self.pre_mlp_layer_norm(x), fold(keys, MLP_HIDDEN))
-        return x + dropout(y, self.rate, fold(keys, MLP_OUT))
+        return adapted(self, "mlp", x + dropout(y, self.rate, fold(keys, MLP_OUT)), keys)
 
     def prefill(self, x, mask, bias):
         """A language model's layer over x [b, n, d] -> the same, and its keys and values, each [b, h, n, k]."""
         y = self.pre_self_attention_layer_norm(x)
         keys, values = self.self_attention.keys_and_values(y)
         x = x + self.self_attention.attend(self.self_attention.queries(y), keys, values, mask, bias)
-        return x + self.mlp(self.pre_mlp_layer_norm(x), None), (keys, values)
+        x = adapted(self, "self_attention", x, None)
+        return adapted(self, "mlp", x + self.mlp(self.pre_mlp_layer_norm(x), None), None), (keys, values)
 
     def step(self, x, cross, cross_mask, self_cache, layer, slot, self_mask, bias):
         """One position x [b, 1, d]; writes its key and value into the stacked self_cache in place.
@@ -81,11 +83,13 @@ class DecoderLayer(nnx.Module):
         )
         keys, values = (jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False) for cache in self_cache)
         x = x + self.self_attention.attend(self.self_attention.queries(y), keys, values, self_mask, bias)
+        x = adapted(self, "self_attention", x, None)
         if cross is not None:
             y = self.pre_cross_attention_layer_norm(x)
             attention = self.encoder_decoder_attention
             x = x + attention.attend(attention.queries(y), *cross, cross_mask, None)
-        return x + self.mlp(self.pre_mlp_layer_norm(x), None), self_cache
+            x = adapted(self, "encoder_decoder_attention", x, None)
+        return adapted(self, "mlp", x + self.mlp(self.pre_mlp_layer_norm(x), None), None), self_cache
 
 
 def layer_bias(stack: Stack, make: Callable) -> Callable:
@@ -98,7 +102,10 @@ def layer_bias(stack: Stack, make: Callable) -> Callable:
 
 class Encoder(Stack):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        super().__init__(lambda r: EncoderLayer(config, rngs=r), config.num_encoder_layers, config, rngs=rngs)
+        super().__init__(
+            lambda r: extend(EncoderLayer(config, rngs=r), config, "encoder/layers", rngs=r),
+            config.num_encoder_layers, config, rngs=rngs,
+        )
         self.rate = config.dropout_rate
         self.relpos_bias = None if config.relpos_per_layer else att.RelativePositionBias(config, rngs=rngs)
         self.encoder_norm = RMSNorm(config, rngs=rngs)
@@ -120,7 +127,10 @@ class Decoder(Stack):
     """The decoder, or the one stack of a language model."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        super().__init__(lambda r: DecoderLayer(config, rngs=r), config.num_decoder_layers, config, rngs=rngs)
+        super().__init__(
+            lambda r: extend(DecoderLayer(config, rngs=r), config, "decoder/layers", rngs=r),
+            config.num_decoder_layers, config, rngs=rngs,
+        )
         self.rate = config.dropout_rate
         # As in Mesh TensorFlow, whose prefix language model is not "fully autoregressive" and so tells sides apart.
         self.bidirectional = config.architecture == "prefix_lm"
@@ -205,13 +215,25 @@ class EncoderDecoder(Transformer):
         self.token_embedder = Embedding(config, rngs=rngs)
         self.encoder = None if config.shared_stacks else Encoder(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
+        self.prompt = None if config.prompt is None else Prompt(config, self.token_embedder.embedding[...], rngs=rngs)
 
     def encode(self, tokens, segments=None, keys=None):
-        """tokens int32 [b, s] -> [b, s, d]. Nobody looks at padding, nor across packed examples."""
-        mask = att.both(att.padding_mask(tokens), att.segment_mask(segments, segments))
+        """tokens int32 [b, s] -> [b, s, d], or [b, p + s, d] with a prompt.
+
+        Nobody looks at padding, nor across packed examples.
+        """
+        x, mask = self.embed(tokens), att.padding_mask(tokens)
+        if self.prompt is not None:
+            x, mask = self.prompt.prepend(x, mask, segments)
+        mask = att.both(mask, att.segment_mask(segments, segments))
         if self.encoder is None:
-            return self.decoder(self.embed(tokens), mask, keys, as_encoder=True)
-        return self.encoder(self.embed(tokens), mask, keys)
+            return self.decoder(x, mask, keys, as_encoder=True)
+        return self.encoder(x, mask, keys)
+
+    def memory_mask(self, tokens):
+        """tokens int32 [b, s] -> bool [b, 1, 1, m], True where the decoder may look in what `encode` made of them."""
+        mask = att.padding_mask(tokens)
+        return mask if self.prompt is None else self.prompt.extend_mask(mask)
 
     def decode(self, encoded, batch, keys=None):
         """Hidden states [b, t, d] before the output head."""
@@ -220,7 +242,7 @@ class EncoderDecoder(Transformer):
         encoder_segments = batch.get("encoder_segment_ids")
         # Padding in the targets comes last, so the causal mask alone keeps it from every real position.
         self_mask = att.both(att.causal_mask(tokens.shape[1]), att.segment_mask(segments, segments))
-        cross_mask = att.padding_mask(batch["encoder_input_tokens"])
+        cross_mask = self.memory_mask(batch["encoder_input_tokens"])
         cross_mask = att.both(cross_mask, att.segment_mask(segments, encoder_segments))
         return self.decoder(self.embed(tokens), self_mask, keys, encoded, cross_mask)
 
@@ -231,7 +253,7 @@ class EncoderDecoder(Transformer):
     def init_cache(self, encoded, tokens, max_length: int):
         return {
             "cross": self.decoder.cross_keys_and_values(encoded),
-            "cross_mask": att.padding_mask(tokens),
+            "cross_mask": self.memory_mask(tokens),
             "self": self.empty_cache(tokens.shape[0], max_length, encoded.dtype),
         }
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from t5x_lite.models import language_model
+from t5x_lite.models import finetuning, finetuning_config, language_model
 from t5x_lite.models.config import T5Config
 from t5x_lite.models.encoder_decoder import EncoderDecoder
 from t5x_lite.models.language_model import LanguageModel
+from t5x_lite.partitioning import path_name
 
 
 class Model:
@@ -40,7 +41,9 @@ class Model:
 
     @functools.cached_property
     def _abstract(self):
-        return nnx.split(nnx.eval_shape(lambda: self._make(0)))
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: self._make(0)))
+        finetuning_config.check_kernels(self.config.lora, ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(state)])
+        return graphdef, state
 
     def _module(self, params) -> EncoderDecoder | LanguageModel:
         graphdef, state = self._abstract
@@ -68,6 +71,21 @@ class Model:
             return language_model.concatenated(batch)
         return batch
 
+    @functools.cached_property
+    def added_paths(self) -> frozenset[str]:
+        """Paths of the parameters that the configuration's finetuning methods add to the plain model."""
+        return _paths(self.abstract_params()) - _paths(Model(self.config.plain()).abstract_params())
+
+    def with_fresh_prompt(self, params, key: jax.Array):
+        """`params`, with a prompt that starts from the vocabulary sampled anew from their own token embedding.
+
+        For parameters that come from a plain model's checkpoint; without such a prompt, `params` as they are.
+        """
+        if self.config.prompt is None or self.config.prompt.start != "vocabulary":
+            return params
+        table = params["token_embedder"]["embedding"]
+        return {**params, "prompt": {"embedding": finetuning.prompt_from(self.config, table, key)}}
+
     def apply(self, params, batch, dropout_keys=None) -> jax.Array:
         """Logits float32 [b, t, v]; [b, n, v] for an `arranged` batch of a language model.
 
@@ -77,7 +95,10 @@ class Model:
         return self._module(params)(self.arranged(batch), dropout_keys)
 
     def encode(self, params, encoder_input_tokens: jax.Array) -> jax.Array | None:
-        """int32 [b, s] -> [b, s, d]; None for a language model, which has no encoder."""
+        """int32 [b, s] -> [b, s, d], or [b, p + s, d] with a prompt of p vectors.
+
+        None for a language model, which has no encoder.
+        """
         return None if self.config.is_language_model else self._module(params).encode(encoder_input_tokens)
 
     def init_cache(self, params, encoded: jax.Array | None, encoder_input_tokens: jax.Array, max_length: int):
@@ -107,3 +128,7 @@ class Model:
           logits float32 [b, v] for the target `index`, and the cache with the position written.
         """
         return self._module(params).step(cache, tokens, index)
+
+
+def _paths(tree) -> frozenset[str]:
+    return frozenset(path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0])
