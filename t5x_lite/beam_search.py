@@ -121,12 +121,12 @@ def beam_search(model, params, encoder_input_tokens: jax.Array, max_length: int,
         logits, cache = model.decode_step(params, cache, last.reshape(b * k), position)
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(b, k, -1) + live[:, :, None]
         v = log_probs.shape[-1]
-        candidates, places = jax.lax.top_k(log_probs.reshape(b, k * v), 2 * k)
+        candidates, places = incremental.top_k(log_probs.reshape(b, k * v), 2 * k)
         sources, tokens = places // v, places % v
 
         # Of 2k candidates at least k do not end: each beam has one EOS.
         ends = tokens == eos_id
-        alive, chosen = jax.lax.top_k(jnp.where(ends, -jnp.inf, candidates), k)
+        alive, chosen = incremental.top_k(jnp.where(ends, -jnp.inf, candidates), k)
         parents, heirs = _pick(sources, chosen), _pick(tokens, chosen)
         # In a row whose token is given every beam takes it, for no cost: they stay copies of each other, of which
         # the first alone has a probability.
@@ -140,7 +140,7 @@ def beam_search(model, params, encoder_input_tokens: jax.Array, max_length: int,
         finishes = rule.may_finish(ends, position) & ~is_given & ~done[:, None] & (candidates > EMPTY)
         scores = jnp.where(finishes, rule.score(candidates, position + 1, given), -jnp.inf)
         candidate_ids = _append(_pick(live_ids, sources), tokens, position)
-        finished, kept = jax.lax.top_k(jnp.concatenate([finished, scores], axis=1), k)
+        finished, kept = incremental.top_k(jnp.concatenate([finished, scores], axis=1), k)
         finished_ids = _pick(jnp.concatenate([finished_ids, candidate_ids], axis=1), kept)
 
         done = done | (rule.cannot_improve(new_live, finished, position + 1, given) & ~is_given[:, 0])

@@ -254,7 +254,7 @@ def _log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def _keep_top_k(logits: jax.Array, k: int) -> jax.Array:
-    kth = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
+    kth = incremental.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
     return jnp.where(logits < kth, NEVER, logits)
 
 

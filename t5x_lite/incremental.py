@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
+from t5x_lite.partitioning import by_rows
 
 
 class Ensemble:
@@ -92,6 +93,12 @@ def _map_rows(cache, function: Callable[[jax.Array, int], jax.Array]) -> Any:
         return tuple(_map_rows(c, function) for c in cache)
     return {name: jax.tree.map(lambda x, axis=1 if name in ("self", "cross") else 0: function(x, axis), part)
             for name, part in cache.items()}
+
+
+def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest of each row of x [b, n], and their places, int32: each [b, k], the largest first, and the lower
+    place first among equals. Each device finds those of its own rows."""
+    return by_rows(lambda rows: tuple(jax.lax.top_k(rows, k)), x)
 
 
 def forced(decoder_prefix: jax.Array | None, b: int, max_length: int) -> jax.Array:

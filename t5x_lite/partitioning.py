@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gin
@@ -152,6 +152,19 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     if partitioner is None or partitioner.mesh.devices.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partitioner.sharding(*logical_axes))
+
+
+def by_rows(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """function(x), where the batch is the first axis of x and of all results, and no row needs another.
+
+    Every device works on its own rows. For operations of which XLA does not see that: it would gather the batch and
+    have every device work on all of it (top_k, for one).
+    """
+    partitioner = _active.get()
+    if partitioner is None or partitioner.mesh.devices.size == 1 or x.shape[0] % partitioner.batch_shards:
+        return function(x)
+    spec = partitioner.spec(("batch",))
+    return jax.shard_map(function, mesh=partitioner.mesh, in_specs=spec, out_specs=spec)(x)
 
 
 def optimizer_state_axes(abstract_state: Any, abstract_params: Any, logical_axes: Any) -> Any:

@@ -1,6 +1,7 @@
 """Beam search against an exhaustive one, and what must not matter: other rows, padding, the mesh."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -199,11 +200,16 @@ def test_every_mesh_finds_the_same(tiny, eos, shape):
     partitioner = MeshConfig(shape).build()
     sharded = jax.device_put(params, partitioner.tree(model.abstract_params(), model.logical_axes()))
     decoder = decoding.Decoder(LENGTH, "beam", num_beams=BEAMS, num_return_sequences=BEAMS)
+    rows = jax.device_put(inputs, partitioner.batch)
     with partitioner.activate():
-        run = jax.jit(lambda p, x: decoder(model, p, x, eos))
-        mesh_ids, mesh_scores = run(sharded, jax.device_put(inputs, partitioner.batch))
+        run = jax.jit(lambda p, x: decoder(model, p, x, eos)).lower(sharded, rows).compile()
+        mesh_ids, mesh_scores = run(sharded, rows)
     np.testing.assert_array_equal(mesh_ids, ids)
     np.testing.assert_allclose(mesh_scores, scores, atol=1e-4)
+    if shape == {"data": 8}:
+        # Rows have nothing to tell each other, but whether all of them are done.
+        moved = re.findall(r"= (\S+) (?:all-gather|all-to-all|all-reduce|collective-permute)\(", run.as_text())
+        assert moved == ["pred[]"]
 
 
 def test_decoder_gives_the_best_beams(tiny, eos):

@@ -506,6 +506,7 @@ def test_mistakes_are_one_line_with_the_remedy(tiny, checkpoint, tmp_path):
         ({"mode": "rank", "choices": "yes,no"}, "infer.choices must be a list"),
         ({"mode": "rank", "choices": []}, "infer.choices must be a list"),
         ({"choices": ["yes", "no"]}, 'infer.choices is for infer.mode="rank"'),
+        ({"decoder_prefix": ["so"]}, "infer.decoder_prefix must be one text"),
         ({"mode": "rank", "choices": ["yes"], "decoder_prefix": "so"}, "infer.decoder_prefix is for"),
         ({"batch_size": 0}, "infer.batch_size"),
         ({"batch_size": 9}, "infer.batch_size=9.*multiple"),

@@ -99,6 +99,8 @@ def infer(
         if isinstance(choices, str) or not choices or not all(isinstance(choice, str) for choice in choices):
             raise UserError(f'infer.choices must be a list of texts such as ["yes", "no"], not {choices!r}')
         choices = tuple(choices)
+    if decoder_prefix is not None and not isinstance(decoder_prefix, str):
+        raise UserError(f"infer.decoder_prefix must be one text for all lines, not {decoder_prefix!r}")
     for name, value, needed in (("choices", choices, "rank"), ("decoder_prefix", decoder_prefix, "predict")):
         if value and mode != needed:
             raise UserError(f'infer.{name} is for infer.mode="{needed}", not {mode!r}: drop one of them')
