@@ -115,6 +115,24 @@ def test_microbatches_equal_the_unsplit_step_with_dropout(num_microbatches):
         np.testing.assert_allclose(split, one_device("float64")[0][:3], rtol=1e-10)
 
 
+def test_the_loss_and_its_gradient_are_means_over_the_real_tokens_of_the_batch():
+    config = dataclasses.replace(CONFIG, dropout_rate=0.0, num_encoder_layers=1, num_decoder_layers=1)
+    model, batch = Model(config), {k: v.astype(np.int32) for k, v in make_batch().items()}
+    params = model.init(jax.random.key(0))
+    rows, places = np.nonzero(batch["decoder_target_tokens"])
+    assert len(rows) < batch["decoder_target_tokens"].size, "some of it is padding"
+
+    def mean(params):
+        log_p = jax.nn.log_softmax(model.apply(params, batch))
+        return -jnp.mean(log_p[rows, places, batch["decoder_target_tokens"][rows, places]])
+
+    expected_loss, expected = jax.jit(jax.value_and_grad(mean))(params)
+    grads, sums = jax.jit(lambda p: trainer.loss_and_grads(model, Loss(z_loss=0.0), p, batch, 0, 0))(params)
+    assert float(sums["loss"] / sums["weights"]) == pytest.approx(float(expected_loss), rel=1e-6)
+    for found, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
 def test_scanned_and_unrolled_layers_get_the_same_updates():
     with jax.enable_x64(True):
         config = dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64", scan_layers=False)
