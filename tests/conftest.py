@@ -1,8 +1,11 @@
 """What every test stands on: eight CPU devices, one name for each module, and registries as the test found them."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 # All of this has to be said before JAX or TensorFlow is first imported; subprocesses inherit it.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,6 +14,12 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # TensorFlow would otherwise take the
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Jobs compile the same programs again and again: each run of one has steps of its own to compile. For this run of
+    # the tests alone, so that no program of other code is met.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache = tempfile.mkdtemp(prefix="t5x-lite-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ["NO_GCE_CHECK"] = "true"  # TensorFlow's file system would ask the network whether this is a cloud machine
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

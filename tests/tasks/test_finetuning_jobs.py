@@ -56,8 +56,8 @@ def pretrained(corpus_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("name, own, trained", [
     ("lora", ("lora_a", "lora_b"), 8 * (32 + 32) * 2 * 6),
-    ("adapters", ("_adapter/layer_norm/scale", "_adapter/wi/kernel", "_adapter/wo/kernel", "norm/scale"),
-     4 * (32 + 2 * 32 * 16) + 32 * (2 * 2 + 3 * 2 + 2)),
+    pytest.param("adapters", ("_adapter/layer_norm/scale", "_adapter/wi/kernel", "_adapter/wo/kernel", "norm/scale"),
+                 4 * (32 + 2 * 32 * 16) + 32 * (2 * 2 + 3 * 2 + 2), marks=pytest.mark.slow),
 ])
 def test_a_run_from_the_pretrained_model_to_its_answers(pretrained, tmp_path, capsys, name, own, trained):
     folder = tmp_path / "run"
@@ -80,7 +80,7 @@ def test_a_run_from_the_pretrained_model_to_its_answers(pretrained, tmp_path, ca
     assert run("eval", "--gin_file=runs/eval.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_library", f"--model_dir={folder}",
                "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}", "--gin.EVALUATION_EXAMPLES=8",
                "--gin.Evaluation.decode=False") == 0
-    assert plots.read_metrics(folder)["eval/pydocs_library/loss"][0] == [2, 3, 3]
+    assert list(plots.read_metrics(folder)["eval/pydocs_library/loss"][0]) == [2, 3]
     ask = ["infer", f"--checkpoint={folder}", f"--input={tmp_path}/ask.txt", "--gin.infer.batch_size=8",
            "--gin.Decoder.max_length=4"]
     (tmp_path / "ask.txt").write_text("library: the queue of the tensor\n")
@@ -88,6 +88,7 @@ def test_a_run_from_the_pretrained_model_to_its_answers(pretrained, tmp_path, ca
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
 
 
+@pytest.mark.slow
 def test_a_prompt_starts_from_the_pretrained_vocabulary(pretrained, tmp_path):
     """With a rate of zero it stays where it started; all parameters are saved when that is asked for."""
     flags = [*FINETUNE, "--gin_file=finetuning/prompt.gin", f"--model_dir={tmp_path}", "--gin.PROMPT_LENGTH=4",
@@ -115,6 +116,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(pretrained, tmp_path, 
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_answers_need_the_base(pretrained, tmp_path, capsys):
     base, folder = tmp_path / "base", tmp_path / "run"
     shutil.copytree(pretrained, base)

@@ -56,6 +56,7 @@ def test_a_run_leaves_what_it_should(pretrained):
     assert list((pretrained / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_the_recorded_configuration_runs_again(pretrained, tmp_path):
     again = tmp_path / "again"
     flags = [f"--gin_file={pretrained}/config.gin", f"--model_dir={again}", "--gin.TRAIN_STEPS=2"]
@@ -105,12 +106,14 @@ def test_a_prefix_language_model_trains_evaluates_and_answers(corpus_dir, tmp_pa
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
 
 
+@pytest.mark.slow
 def test_absolute_steps_go_on_from_the_checkpoints(pretrained, tmp_path):
     assert run("train", *FINETUNE, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=7", "--gin.DECODE=False",
                "--gin.train.absolute_steps=True", f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}") == 0
     assert sorted(losses(tmp_path)) == [7]
 
 
+@pytest.mark.slow
 def test_training_ends_early_when_a_metric_stays(corpus_dir, tmp_path):
     assert run("train", *PRETRAIN, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=50", "--gin.train.evaluate_every=1",
                "--gin.inverse_square_root.scale=0.0", "--gin.train.early_stopping_patience=2",
@@ -118,6 +121,7 @@ def test_training_ends_early_when_a_metric_stays(corpus_dir, tmp_path):
     assert max(losses(tmp_path)) == 3, "the first evaluation is the best, two more are no better"
 
 
+@pytest.mark.slow
 def test_bytes_instead_of_word_pieces_is_one_binding(corpus_dir, tmp_path):
     assert run("train", *FINETUNE, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=1", "--gin.DECODE=False",
                "--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.VOCABULARY=@ByteVocabulary()",
