@@ -34,7 +34,7 @@ def inputs():
     return tokens
 
 
-# Rows without, with a short and with a long prefix, which may hold EOS.
+# Rows without, with a short and with a long prefix.
 PREFIX = np.array([[0, 0, 0], [5, 0, 0], [6, 7, 8], [9, 1, 3], [0, 0, 0], [4, 4, 0], [2, 0, 0], [5, 5, 5]], np.int32)
 
 
@@ -73,11 +73,13 @@ def test_prefixes_are_forced_and_models_averaged(members, inputs, averaged, choo
     params, used = (tuple(members), members) if averaged else (members[0], members[:1])
     run = functools.partial(jit_decode, MODEL, params, inputs, LENGTH, choose=choose)
     eos = int(ending_token(np.asarray(run(eos_id=V + 1, decoder_prefix=PREFIX)[0])))
-    for prefix in (PREFIX, np.zeros_like(PREFIX)):
+    forced = PREFIX.copy()
+    forced[3, 1] = eos  # a given EOS ends nothing
+    for prefix in (forced, np.zeros_like(PREFIX)):
         ids, scores = map(np.asarray, run(eos_id=eos, decoder_prefix=prefix))
         done = check(used, inputs, prefix, ids, scores, eos, choose)
         assert not ids[-1].any() and scores[-1] == 0
-        if prefix is PREFIX:
+        if prefix is forced:
             assert 0 < done[:-1].sum() < 7
 
 

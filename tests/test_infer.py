@@ -308,7 +308,8 @@ def test_ranked_choices(tiny, checkpoint, tmp_path):
     path = write(tmp_path / "in.jsonl", lines)
     assert job.infer(checkpoint, path, tmp_path / "own", mode="rank", **INFER) == 3
     same, differ = read(tmp_path / "same"), read(tmp_path / "own")
-    assert [r["error"] for r in differ[12:]] == ["no field 'choices'", *["field 'choices' is not a list of strings"] * 2]
+    not_a_list = "field 'choices' is not a list of strings"
+    assert [r["error"] for r in differ[12:]] == ["no field 'choices'", not_a_list, not_a_list]
     scores = iter(by_hand(tiny, [(t, c) for i, t in enumerate(texts) for c in (*choices, *own[i])]))
     for text, mine, record, other in zip(texts, own, same, differ, strict=False):
         for given, out in ((choices, record), (mine, other)):
