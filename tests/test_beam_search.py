@@ -140,7 +140,7 @@ class Counting:
 
     def __init__(self, model):
         self.model, self.calls = model, []
-        self.encode, self.init_cache = model.encode, model.init_cache
+        self.encode, self.init_cache, self.first_tokens = model.encode, model.init_cache, model.first_tokens
 
     def decode_step(self, params, cache, tokens, index):
         jax.debug.callback(lambda i: self.calls.append(int(i)), index)

@@ -126,7 +126,8 @@ class Watching:
     """The model, which notes how many rows it encoded."""
 
     def __init__(self):
-        self.encoded, self.init_cache, self.decode_step = [], MODEL.init_cache, MODEL.decode_step
+        self.encoded, self.init_cache = [], MODEL.init_cache
+        self.decode_step, self.first_tokens = MODEL.decode_step, MODEL.first_tokens
 
     def encode(self, params, tokens):
         self.encoded.append(tokens.shape)
