@@ -496,7 +496,7 @@ def mixed_run(shape=(1, 1, 1), num_microbatches=1, scan_layers=True):
 
 
 @pytest.mark.parametrize("shape, num_microbatches, scan_layers", [
-    ((2, 2, 2), 2, True), ((1, 1, 1), 1, False),
+    ((2, 2, 2), 2, True), pytest.param((1, 1, 1), 1, False, marks=pytest.mark.slow),
 ])
 def test_every_mesh_microbatch_and_layout_gives_the_same_run(shape, num_microbatches, scan_layers):
     found = mixed_run(shape, num_microbatches, scan_layers)[1]
@@ -571,6 +571,7 @@ def test_frozen_layers_stay_bit_by_bit_until_they_join():
                 assert bits_equal(before[name], after[name]) == still, (name, step)
 
 
+@pytest.mark.slow
 def test_unrolled_layers_join_with_the_same_updates():
     def losses(scan_layers):
         with jax.enable_x64(True):

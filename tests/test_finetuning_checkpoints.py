@@ -135,6 +135,7 @@ def test_a_run_goes_on_from_it_on_any_mesh(finetuned, shape):
                zip(jax.tree.leaves(restored.state.params), jax.tree.leaves(a_trainer.shardings.params), strict=True))
 
 
+@pytest.mark.slow
 def test_a_base_may_have_a_base(finetuned, tmp_path):
     """Prompt tuning on top of a LoRA run: three checkpoints, one model."""
     folder, below = finetuned
@@ -148,6 +149,7 @@ def test_a_base_may_have_a_base(finetuned, tmp_path):
     assert checkpoints._shapes(checkpoints.find_step(tmp_path), "params").keys() >= {"prompt/embedding", *lora}
 
 
+@pytest.mark.slow
 def test_what_is_added_but_frozen_is_written_too(base, tmp_path):
     config = dataclasses.replace(CONFIG, lora=LoRA(4), adapters=Adapters(8))
     state = finetune(base[0], tmp_path, make_trainer(config, LORA))

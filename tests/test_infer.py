@@ -320,6 +320,7 @@ def test_ranked_choices(tiny, checkpoint, tmp_path):
                            **({"choices": mine} if out is other else {})}
 
 
+@pytest.mark.slow
 def test_changed_choices_are_another_input(checkpoint, tmp_path, monkeypatch):
     texts = sentences(300, seed=11)
     lines = [json.dumps({"input": t, "choices": ["fox", "dog"]}) for t in texts]

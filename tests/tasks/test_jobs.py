@@ -94,6 +94,7 @@ def test_finetuning_evaluating_and_asking(pretrained, tmp_path, capsys):
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
 
 
+@pytest.mark.slow
 def test_a_prefix_language_model_trains_evaluates_and_answers(corpus_dir, tmp_path):
     flags = [*FINETUNE, f"--model_dir={tmp_path}", "--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.TRAIN_STEPS=1",
              "--gin.T5Config.architecture=prefix_lm", "--gin.T5Config.num_encoder_layers=0"]
