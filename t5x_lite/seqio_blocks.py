@@ -2,10 +2,11 @@
 
 Where every source can be read at any place, block k of a stream is a fixed set of records: task j with rate r_j gives
 its records ⌊r_j·K·k⌋ up to ⌊r_j·K·(k+1)⌋ of that stream, through a seeded permutation of the records for each epoch. So
-rates are exact, and each record is seen once an epoch. Elsewhere a block is a stream's shard of one epoch (of a mixture:
-the whole endless stream); going on replays it from its start.
+rates are exact, counted in records as they are read, and each record is seen once an epoch. Elsewhere a block is a
+stream's shard of one epoch (of a mixture: the whole endless stream); going on replays it from its start.
 """
 
+import functools
 import importlib
 import os
 import warnings
@@ -21,6 +22,9 @@ import tensorflow_datasets as tfds  # noqa: E402
 from t5x_lite import vocabularies  # noqa: E402
 from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+
+# More than any task makes of a record on average: the room in which a mixture's block is shuffled.
+EXAMPLES_A_RECORD = 16
 
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
@@ -172,7 +176,7 @@ class SeqioBlocks:
             yield row
 
     def _records_block(self, stream: int, k: int, seed: int) -> tf.data.Dataset | None:
-        datasets, counts = [], []
+        datasets = []
         for j, (task, records) in enumerate(zip(self._tasks, self._records, strict=True)):
             each = self._rates[j] * self._config.block_records
             start, stop = int(each * k), int(each * (k + 1))
@@ -187,13 +191,12 @@ class SeqioBlocks:
                 order = derive_seed(self._config.seed, plain_name(task.name), "epoch", int(epoch))
                 chosen[here] = permute(within[here], len(records), order)
             datasets.append(self._examples(task, _read(records, chosen), derive_seed(seed, j)))
-            counts.append(float(stop - start))
-        if not datasets:
-            return None
-        if len(datasets) == 1:
-            return datasets[0]
-        weights = (np.array(counts) / sum(counts)).tolist()
-        return tf.data.Dataset.sample_from_datasets(datasets, weights, seed=seed, stop_on_empty_dataset=False)
+        if len(datasets) < 2:
+            return datasets[0] if datasets else None
+        # One after the other, then shuffled as a whole. Sampled by their rates, a task that filters many records out
+        # would run dry before the others, and leave the end of every block to them alone.
+        whole = functools.reduce(tf.data.Dataset.concatenate, datasets)
+        return whole.shuffle(EXAMPLES_A_RECORD * self._config.block_records, seed=seed, reshuffle_each_iteration=False)
 
     def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
         lengths = dict(self._config.feature_lengths)

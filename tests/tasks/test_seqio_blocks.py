@@ -67,6 +67,23 @@ def test_rates_of_a_mixture_are_exact(monkeypatch):
     assert (library, summarize) == (5 * 2 * 2, 5 * 2 * 6)
 
 
+def test_the_tasks_of_a_mixture_are_mixed_to_the_end_of_a_block(monkeypatch):
+    """Also where one of them filters most of its records out."""
+    from t5x_lite import seqio_blocks
+
+    blocks = dataclasses.replace(source("pydocs_library_and_summarize", packing=False), block_records=400).open()
+    kept = {"pydocs_library": 100, "pydocs_summarize": 60}
+    monkeypatch.setattr(seqio_blocks, "_read", lambda records, indices: None)
+    monkeypatch.setattr(blocks, "_examples", lambda task, records, seed: seqio_blocks.tf.data.Dataset.from_tensors(
+        list(kept).index(task.name)).repeat(kept[task.name]))
+    order = np.array(list(blocks._records_block(0, 0, seed=7).as_numpy_iterator()))
+    assert np.bincount(order).tolist() == list(kept.values())
+    for part in np.split(order, 4):
+        assert 5 <= part.sum() <= 25, "of 40 examples 15 are summaries, here as everywhere"
+    again = list(blocks._records_block(0, 0, seed=7).as_numpy_iterator())
+    assert again == order.tolist() != list(blocks._records_block(0, 0, seed=8).as_numpy_iterator())
+
+
 def test_packed_rows_hold_several_examples_and_no_more_than_fit():
     wide = dataclasses.replace(source("pydocs_library_and_summarize"), feature_lengths={"inputs": 4000, "targets": 400})
     packed = rows(wide.open(), 0, 0)
