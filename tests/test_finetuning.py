@@ -495,9 +495,8 @@ def mixed_run(shape=(1, 1, 1), num_microbatches=1, scan_layers=True):
     return a_trainer, np.array([[m[n] for n in ("loss", "grad_norm", "param_norm")] for _, m in states[1:]])
 
 
-@pytest.mark.parametrize("shape, num_microbatches, scan_layers", [
-    ((2, 2, 2), 2, True), pytest.param((1, 1, 1), 1, False, marks=pytest.mark.slow),
-])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape, num_microbatches, scan_layers", [((2, 2, 2), 2, True), ((1, 1, 1), 1, False)])
 def test_every_mesh_microbatch_and_layout_gives_the_same_run(shape, num_microbatches, scan_layers):
     found = mixed_run(shape, num_microbatches, scan_layers)[1]
     np.testing.assert_allclose(found, mixed_run()[1], rtol=1e-9)

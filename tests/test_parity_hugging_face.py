@@ -198,7 +198,7 @@ def test_configuration():
 
 
 @pytest.mark.parametrize("change, named", [
-    ({"model_type": "umt5"}, "umt5"),
+    ({"model_type": "longt5"}, "longt5"),
     ({"feed_forward_proj": "gelu"}, "feed_forward_proj"),
     ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon"),
 ])
