@@ -104,11 +104,9 @@ def beam_search(model, params, encoder_input_tokens: jax.Array, max_length: int,
     b, k = encoder_input_tokens.shape[0], num_beams
     rule = RULES[rule](length_penalty, max_length)
     model = incremental.of(model, params)
-    forced = incremental.forced(decoder_prefix, b, max_length)
+    start = incremental.start(model, params, encoder_input_tokens, max_length, k, decoder_prefix)
+    forced, fillers = start.forced, start.fillers
     given = jnp.sum(forced > 0, axis=1, keepdims=True)
-    fillers = jnp.all(encoder_input_tokens == 0, axis=-1)
-    first = model.first_tokens(encoder_input_tokens)[:, None]
-    cache = incremental.start(model, params, encoder_input_tokens, max_length, k)
 
     def running(state):
         position, *_, done, _ = state
@@ -117,7 +115,7 @@ def beam_search(model, params, encoder_input_tokens: jax.Array, max_length: int,
     def step(state):
         position, live, live_ids, finished, finished_ids, done, cache = state
         last = jax.lax.dynamic_index_in_dim(live_ids, position - 1, axis=2, keepdims=False)
-        last = jnp.where(position > 0, last, first)
+        last = jnp.where(position > start.position, last, start.last[:, None])
         logits, cache = model.decode_step(params, cache, last.reshape(b * k), position)
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(b, k, -1) + live[:, :, None]
         v = log_probs.shape[-1]
@@ -148,8 +146,9 @@ def beam_search(model, params, encoder_input_tokens: jax.Array, max_length: int,
 
     # All beams are the same at first: only one may have successors.
     live = jnp.full((b, k), -jnp.inf, jnp.float32).at[:, 0].set(0.0)
-    ids = jnp.zeros((b, k, max_length), jnp.int32)
-    state = (jnp.int32(0), live, ids, jnp.full((b, k), EMPTY, jnp.float32), ids, fillers, cache)
+    ids = jnp.broadcast_to(start.ids[:, None], (b, k, max_length))
+    finished = jnp.full((b, k), EMPTY, jnp.float32)
+    state = (start.position, live, ids, finished, jnp.zeros_like(ids), fillers, start.cache)
     _, live, live_ids, finished, finished_ids, _, _ = jax.lax.while_loop(running, step, state)
     none = finished[:, :1] <= EMPTY
     scores, ids = jnp.where(none, live, finished), jnp.where(none[:, :, None], live_ids, finished_ids)

@@ -88,8 +88,8 @@ def decode(model, params, encoder_input_tokens: jax.Array, max_length: int, eos_
     if row_ids is None:
         row_ids = jnp.arange(b, dtype=jnp.int32)
     row_ids, numbers = jnp.repeat(row_ids, n), jnp.tile(jnp.arange(n, dtype=jnp.int32), b)
-    forced = jnp.repeat(incremental.forced(decoder_prefix, b, max_length), n, axis=0)
-    cache = incremental.start(model, params, encoder_input_tokens, max_length, n)
+    start = incremental.start(model, params, encoder_input_tokens, max_length, n, decoder_prefix)
+    forced = jnp.repeat(start.forced, n, axis=0)
 
     def running(state):
         position, *_, done, _ = state
@@ -107,15 +107,15 @@ def decode(model, params, encoder_input_tokens: jax.Array, max_length: int, eos_
         ids = jax.lax.dynamic_update_slice_in_dim(ids, tokens[:, None], position, axis=1)
         return position + 1, tokens, ids, scores, done | ((tokens == eos_id) & ~is_given), cache
 
-    start = (
-        jnp.int32(0),
-        jnp.repeat(model.first_tokens(encoder_input_tokens), n),
-        jnp.zeros((b * n, max_length), jnp.int32),
+    state = (
+        start.position,
+        jnp.repeat(start.last, n),
+        jnp.repeat(start.ids, n, axis=0),
         jnp.zeros(b * n, jnp.float32),
-        jnp.repeat(jnp.all(encoder_input_tokens == 0, axis=-1), n),
-        cache,
+        jnp.repeat(start.fillers, n),
+        start.cache,
     )
-    _, _, ids, scores, _, _ = jax.lax.while_loop(running, step, start)
+    _, _, ids, scores, _, _ = jax.lax.while_loop(running, step, state)
     if n == 1:
         return ids, scores
     ids, scores = ids.reshape(b, n, max_length), scores.reshape(b, n)
@@ -158,7 +158,7 @@ def rank(model, params, encoder_input_tokens: jax.Array, choices: jax.Array) -> 
     choices = jnp.broadcast_to(choices, (b, *choices.shape[-2:]))
     _, c, t = choices.shape
     model = incremental.of(model, params)
-    cache = incremental.start(model, params, encoder_input_tokens, t, c)
+    start = incremental.start(model, params, encoder_input_tokens, t, c)
     targets = choices.reshape(b * c, t)
 
     def step(carry, xs):
@@ -167,9 +167,9 @@ def rank(model, params, encoder_input_tokens: jax.Array, choices: jax.Array) -> 
         logits, cache = model.decode_step(params, cache, last, position)
         return (cache, scores + jnp.where(target > 0, _log_probability(logits.astype(jnp.float32), target), 0.0)), None
 
-    first = jnp.repeat(model.first_tokens(encoder_input_tokens), c)
-    given = jnp.concatenate([first[:, None], targets[:, :-1]], axis=1)
-    (_, scores), _ = jax.lax.scan(step, (cache, jnp.zeros(b * c, jnp.float32)), (jnp.arange(t), given.T, targets.T))
+    given = jnp.concatenate([jnp.repeat(start.last, c)[:, None], targets[:, :-1]], axis=1)
+    carry = (start.cache, jnp.zeros(b * c, jnp.float32))
+    (_, scores), _ = jax.lax.scan(step, carry, (jnp.arange(t), given.T, targets.T))
     return jnp.where(jnp.any(choices > 0, axis=-1), scores.reshape(b, c), NEVER)
 
 

@@ -1,13 +1,13 @@
 """What every decoding loop stands on: one model or several averaged, a cache repeated and reordered, forced tokens.
 
 A cache is a dictionary whose "self" and "cross" arrays carry the rows of the batch at axis 1, [l, b, …], and every
-other array at axis 0; of several models it is a tuple of such dictionaries.
+other array at axis 0; of several models it is a tuple of such dictionaries. What comes from the encoder is there once
+for each input, however many sequences go on from it.
 
 Shapes: b batch, s source length, t target length, n sequences of a row, v vocabulary, l layers.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ class Ensemble:
     def first_tokens(self, encoder_input_tokens: jax.Array) -> jax.Array:
         return self.model.first_tokens(encoder_input_tokens)
 
+    def prefill(self, params, cache, tokens: jax.Array):
+        return tuple(self.model.prefill(p, c, tokens) for p, c in zip(params, cache, strict=True))
+
     def decode_step(self, params, cache, tokens: jax.Array, index: jax.Array):
         steps = [self.model.decode_step(p, c, tokens, index) for p, c in zip(params, cache, strict=True)]
         return _mean([logits for logits, _ in steps]), tuple(c for _, c in steps)
@@ -57,14 +60,65 @@ def of(model, params):
     return Ensemble(model) if isinstance(params, (list, tuple)) else model
 
 
-def start(model, params, encoder_input_tokens: jax.Array, max_length: int, n: int):
-    """The cache of b * n rows, in which the n sequences of an input are neighbours.
+class Start(NamedTuple):
+    """Where decoding begins: after the tokens that every row is given.
 
-    The encoder and the cross-attention's keys and values are computed once for each input.
+    Attributes:
+      position: int32 scalar, the length of the shortest prefix.
+      forced: int32 [b, t], the tokens that are given, 0 from where a row decodes on its own.
+      ids: int32 [b, t], those of them before `position`, else 0.
+      last: int32 [b], the token before `position`.
+      fillers: bool [b], rows of nothing but padding.
+      cache: of b * n rows, in which the n sequences of an input are neighbours.
     """
+
+    position: jax.Array
+    forced: jax.Array
+    ids: jax.Array
+    last: jax.Array
+    fillers: jax.Array
+    cache: Any
+
+
+def start(model, params, encoder_input_tokens: jax.Array, max_length: int, n: int = 1,
+          decoder_prefix: jax.Array | None = None) -> Start:
+    """Reads the inputs, once each, and the prefixes, all tokens at once.
+
+    Args:
+      decoder_prefix: int32 [b, p], 0-padded at the end, or None.
+
+    Raises:
+      UserError: p is over `max_length`.
+    """
+    b = encoder_input_tokens.shape[0]
+    fillers = jnp.all(encoder_input_tokens == 0, axis=-1)
+    first = model.first_tokens(encoder_input_tokens)
     encoded = model.encode(params, encoder_input_tokens)
     cache = model.init_cache(params, encoded, encoder_input_tokens, max_length)
-    return cache if n == 1 else _map_rows(cache, lambda x, axis: jnp.repeat(x, n, axis=axis))
+    forced = jnp.zeros((b, max_length), jnp.int32)
+    position, last = jnp.int32(0), first
+    if decoder_prefix is not None and decoder_prefix.size:
+        p = decoder_prefix.shape[1]
+        if p > max_length:
+            raise UserError(f"the decoder's prefix of {p} tokens is longer than Decoder.max_length = {max_length}: "
+                            "raise that, or shorten the prefix")
+        forced = jnp.where(fillers[:, None], 0, jnp.pad(decoder_prefix, ((0, 0), (0, max_length - p))))
+        lengths = jnp.where(fillers, max_length, jnp.sum(forced > 0, axis=1))
+        position = jnp.min(lengths).astype(jnp.int32)
+        # Beyond the end of a shorter prefix this reads padding; decoding overwrites what it left there.
+        read = jnp.concatenate([first[:, None], forced], axis=1)
+        cache = model.prefill(params, cache, read[:, :p])
+        last = jax.lax.dynamic_index_in_dim(read, position, axis=1, keepdims=False)
+    ids = jnp.where(jnp.arange(max_length) < position, forced, 0)
+    return Start(position, forced, ids, last, fillers, cache if n == 1 else _repeated(cache, n))
+
+
+def _repeated(cache, n: int):
+    if isinstance(cache, tuple):
+        return tuple(_repeated(c, n) for c in cache)
+    return {name: part if name in ("cross", "cross_mask") else
+            jax.tree.map(lambda x, axis=1 if name == "self" else 0: jnp.repeat(x, n, axis=axis), part)
+            for name, part in cache.items()}
 
 
 def reorder(cache, sources: jax.Array):
@@ -87,33 +141,7 @@ def reorder(cache, sources: jax.Array):
     return {**cache, "self": jax.tree.map(move, cache["self"])}
 
 
-def _map_rows(cache, function: Callable[[jax.Array, int], jax.Array]) -> Any:
-    """function(array, axis of the batch) of each array."""
-    if isinstance(cache, tuple):
-        return tuple(_map_rows(c, function) for c in cache)
-    return {name: jax.tree.map(lambda x, axis=1 if name in ("self", "cross") else 0: function(x, axis), part)
-            for name, part in cache.items()}
-
-
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest of each row of x [b, n], and their places, int32: each [b, k], the largest first, and the lower
     place first among equals. Each device finds those of its own rows."""
     return by_rows(lambda rows: tuple(jax.lax.top_k(rows, k)), x)
-
-
-def forced(decoder_prefix: jax.Array | None, b: int, max_length: int) -> jax.Array:
-    """The tokens that are given, int32 [b, max_length], 0 from where a row decodes on its own.
-
-    Args:
-      decoder_prefix: int32 [b, p], 0-padded at the end, or None.
-
-    Raises:
-      UserError: p is over `max_length`.
-    """
-    if decoder_prefix is None:
-        return jnp.zeros((b, max_length), jnp.int32)
-    p = decoder_prefix.shape[1]
-    if p > max_length:
-        raise UserError(f"the decoder's prefix of {p} tokens is longer than Decoder.max_length = {max_length}: "
-                        "raise that, or shorten the prefix")
-    return jnp.pad(decoder_prefix.astype(jnp.int32), ((0, 0), (0, max_length - p)))

@@ -1,5 +1,6 @@
 """Prefixes, several sequences, several models and ranked choices, against the full model's logits."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import decoding
+from t5x_lite import decoding, incremental
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import MeshConfig
@@ -90,6 +91,31 @@ def test_no_prefix_is_an_empty_one(members, inputs):
     np.testing.assert_array_equal(scores, empty[1])
     with pytest.raises(UserError, match="9 tokens .*Decoder.max_length = 8"):
         decoding.decode(MODEL, members[0], inputs, LENGTH, decoder_prefix=jnp.ones((8, 9), jnp.int32))
+
+
+@pytest.mark.parametrize("architecture", ["encoder_decoder", "causal_lm", "prefix_lm"])
+def test_prefixes_are_read_at_once(inputs, architecture):
+    layers = 2 if architecture == "encoder_decoder" else 0
+    model = Model(dataclasses.replace(MODEL.config, architecture=architecture, num_encoder_layers=layers,
+                                      num_decoder_layers=2, scan_layers=True))
+    params = jax.jit(model.init)(jax.random.key(0))
+    prefix = np.maximum(PREFIX, 1)[:, :2]
+    start = jax.jit(lambda params: incremental.start(model, params, inputs, LENGTH, 3, prefix))(params)
+    assert start.position == 2 and (start.ids[:7, :2] == prefix[:7]).all() and not start.ids[:, 2:].any()
+    assert (start.last[:7] == prefix[:7, 1]).all()
+    if architecture == "encoder_decoder":  # which the three sequences of an input share
+        assert start.cache["cross"][0].shape[1] == len(inputs)
+
+    @jax.jit
+    def by_steps(params):
+        start = incremental.start(model, params, inputs, LENGTH, 3)
+        first = jnp.repeat(start.last, 3)
+        _, cache = model.decode_step(params, start.cache, first, 0)
+        return model.decode_step(params, cache, jnp.repeat(prefix[:, 0], 3), 1)[1]
+
+    real = np.repeat(inputs.any(1), 3)
+    for at_once, step_by_step in zip(start.cache["self"], by_steps(params)["self"], strict=True):
+        np.testing.assert_allclose(at_once[:, real], step_by_step[:, real], atol=1e-5)
 
 
 def test_sequences_of_a_row_have_noise_of_their_own_and_the_best_is_first(members, inputs):

@@ -96,15 +96,16 @@ class RelativePositionBias(nnx.Module):
         """Bias [h, q, m]."""
         return _toeplitz(self.by_offset(q, m, bidirectional), q, m)
 
-    def step(self, index: jax.Array, m: int, bidirectional: bool) -> jax.Array:
-        """Bias [h, 1, m] of the one query at `index` (int32 scalar) against m cached positions."""
+    def rows(self, index: jax.Array, q: int, m: int, bidirectional: bool) -> jax.Array:
+        """Bias [h, q, m] of the q queries from `index` (int32 scalar) on against m cached positions."""
         by_offset = self.by_offset(m, m, bidirectional)
-        return jax.lax.dynamic_slice_in_dim(by_offset, m - 1 - index, m, axis=1)[:, None, :]
+        return _toeplitz(jax.lax.dynamic_slice_in_dim(by_offset, m - q - index, m + q - 1, axis=1), q, m)
 
     def between(self, queries: jax.Array, keys: jax.Array, longest: int, bidirectional: bool) -> jax.Array:
-        """Bias [b, h, 1, m] of one query a row at positions [b] against keys at positions [b, m], all < longest."""
+        """Bias [b, h, q, m] of queries at positions [b, q] against keys at positions [b, m], all < longest."""
         bias = self.by_offset(longest, longest, bidirectional)
-        return jnp.take(bias, keys - queries[:, None] + longest - 1, axis=1).transpose(1, 0, 2)[:, :, None, :]
+        offsets = keys[:, None, :] - queries[:, :, None]
+        return jnp.take(bias, offsets + longest - 1, axis=1).transpose(1, 0, 2, 3)
 
 
 def _toeplitz(by_offset: jax.Array, q: int, m: int) -> jax.Array:

@@ -69,11 +69,11 @@ class DecoderLayer(nnx.Module):
         return adapted(self, "mlp", x + self.mlp(self.pre_mlp_layer_norm(x), None), None), (keys, values)
 
     def step(self, x, cross, cross_mask, self_cache, layer, slot, self_mask, bias):
-        """One position x [b, 1, d]; writes its key and value into the stacked self_cache in place.
+        """The next q positions x [n * b, q, d]; writes their keys and values into the stacked self_cache in place.
 
         Args:
-          cross: keys and values of the encoder's outputs, each [b, h, s, k], or None.
-          layer, slot: int32 scalars, the place in self_cache [l, b, h, m, k].
+          cross: keys and values of the encoder's outputs, each [b, h, s, k], which n neighbouring rows share; or None.
+          layer, slot: int32 scalars, the first place in self_cache [l, n * b, h, m, k].
         """
         y = self.pre_self_attention_layer_norm(x)
         new = self.self_attention.keys_and_values(y)
@@ -85,9 +85,10 @@ class DecoderLayer(nnx.Module):
         x = x + self.self_attention.attend(self.self_attention.queries(y), keys, values, self_mask, bias)
         x = adapted(self, "self_attention", x, None)
         if cross is not None:
-            y = self.pre_cross_attention_layer_norm(x)
+            # Rows of one input are queries of one row: its keys and values are not repeated.
+            y = self.pre_cross_attention_layer_norm(x).reshape(cross[0].shape[0], -1, x.shape[-1])
             attention = self.encoder_decoder_attention
-            x = x + attention.attend(attention.queries(y), *cross, cross_mask, None)
+            x = x + attention.attend(attention.queries(y), *cross, cross_mask, None).reshape(x.shape)
             x = adapted(self, "encoder_decoder_attention", x, None)
         return adapted(self, "mlp", x + self.mlp(self.pre_mlp_layer_norm(x), None), None), self_cache
 
@@ -175,7 +176,7 @@ class Decoder(Stack):
         return self.run(call, 0)[1]
 
     def step(self, x, self_cache, slot, self_mask, make_bias: Callable, cross=None, cross_mask=None):
-        """One position x [b, 1, d], whose key and value go to `slot` of the cache -> ([b, 1, d], self_cache)."""
+        """The next q positions x [b, q, d], whose keys and values go to `slot` on -> ([b, q, d], self_cache)."""
         bias = layer_bias(self, make_bias)
 
         def call(layer, carry, i, cross):
@@ -187,7 +188,9 @@ class Decoder(Stack):
 
 
 class Transformer(nnx.Module):
-    """What the architectures share; each makes its own `config`, `token_embedder` and `decoder`."""
+    """What the architectures share; each makes its own `config`, `token_embedder` and `decoder`, and has
+    `advance(cache, tokens [b, q], index)`, which reads the q tokens before the targets from `index` on and returns
+    hidden states [b, q, d] and the cache with them."""
 
     def embed(self, tokens):
         return constrain(self.token_embedder(tokens), "batch", "length", "activation")
@@ -201,6 +204,11 @@ class Transformer(nnx.Module):
         else:
             logits = self.decoder.logits_dense(hidden, wide)
         return constrain(logits, "batch", "length", "vocab")
+
+    def step(self, cache, tokens, index):
+        """`advance` by one token a row, int32 [b] -> logits [b, v], cache."""
+        hidden, cache = self.advance(cache, tokens[:, None], index)
+        return self.logits(hidden)[:, 0], cache
 
     def empty_cache(self, b: int, length: int, dtype):
         """Room for keys and values of `length` positions, each [l, b, h, length, k]."""
@@ -257,14 +265,14 @@ class EncoderDecoder(Transformer):
             "self": self.empty_cache(tokens.shape[0], max_length, encoded.dtype),
         }
 
-    def step(self, cache, tokens, index):
-        length = cache["self"][0].shape[3]
-        mask = (jnp.arange(length) <= index)[None, None, None, :]
+    def advance(self, cache, tokens, index):
+        q, length = tokens.shape[1], cache["self"][0].shape[3]
+        mask = jnp.arange(length) <= index + jnp.arange(q)[:, None]
         hidden, self_cache = self.decoder.step(
-            self.embed(tokens[:, None]), cache["self"], index, mask,
-            lambda table: table.step(index, length, bidirectional=False), cache["cross"], cache["cross_mask"],
+            self.embed(tokens), cache["self"], index, mask[None, None],
+            lambda table: table.rows(index, q, length, bidirectional=False), cache["cross"], cache["cross_mask"],
         )
-        return self.logits(hidden)[:, 0], {**cache, "self": self_cache}
+        return hidden, {**cache, "self": self_cache}
 
 
 def _layer_keys(keys, i):

@@ -56,19 +56,19 @@ class LanguageModel(Transformer):
             "prefix_mask": jnp.arange(s + 1) < lengths[:, None],
         }
 
-    def step(self, cache, tokens, index):
-        lengths, before = cache["lengths"], cache["prefix_mask"]
+    def advance(self, cache, tokens, index):
+        lengths, before = cache["lengths"][:, None], cache["prefix_mask"]
         first = before.shape[1]  # slot of the first target
         total = cache["self"][0].shape[3]
-        slots = jnp.arange(total)
-        written = (slots >= first) & (slots <= first + index)
-        mask = jnp.pad(before, ((0, 0), (0, total - first))) | written
-        positions = jnp.where(slots < first, slots, slots - first + lengths[:, None])
+        slots, targets = jnp.arange(total), index + jnp.arange(tokens.shape[1])
+        written = (slots >= first) & (slots <= first + targets[:, None])
+        mask = jnp.pad(before, ((0, 0), (0, total - first)))[:, None, :] | written
+        positions = jnp.where(slots < first, slots, slots - first + lengths)
         hidden, self_cache = self.decoder.step(
-            self.embed(tokens[:, None]), cache["self"], first + index, mask[:, None, None, :],
-            lambda table: table.between(lengths + index, positions, total, self.decoder.bidirectional),
+            self.embed(tokens), cache["self"], first + index, mask[:, None],
+            lambda table: table.between(lengths + targets, positions, total, self.decoder.bidirectional),
         )
-        return self.logits(hidden)[:, 0], {**cache, "self": self_cache}
+        return hidden, {**cache, "self": self_cache}
 
 
 def concatenated(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

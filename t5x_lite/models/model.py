@@ -117,8 +117,12 @@ class Model:
             return language_model.last_tokens(encoder_input_tokens)
         return jnp.zeros(encoder_input_tokens.shape[0], jnp.int32)
 
+    def prefill(self, params, cache, tokens: jax.Array):
+        """The cache after the first q tokens of every row, int32 [b, q], as `decode_step` would be given them."""
+        return self._module(params).advance(cache, tokens, jnp.int32(0))[1]
+
     def decode_step(self, params, cache, tokens: jax.Array, index: jax.Array):
-        """Logits after one more token of every row.
+        """Logits after one more token of every row. n neighbouring rows may share an input: see `incremental.start`.
 
         Args:
           tokens: int32 [b], `first_tokens` at index 0, then the tokens chosen.
