@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import gin
 
-from t5x_lite import configuration
+from t5x_lite import configuration, gin_files
 from t5x_lite.errors import UserError
 
 
@@ -304,7 +304,7 @@ def job_help(name: str) -> str:
     lines += ["", "macros that the shipped gin files use (set those that your files mention):"]
     for macro, (meaning, example) in configuration.MACROS.items():
         lines += _entry(macro, f"{meaning}; e.g. {example}")
-    lines += ["", "shipped gin files:", *textwrap.wrap(" ".join(configuration.shipped_names()), 116,
+    lines += ["", "shipped gin files:", *textwrap.wrap(" ".join(gin_files.shipped_names()), 116,
               initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)]
     return "\n".join(lines)
 

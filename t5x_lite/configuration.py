@@ -21,12 +21,9 @@ in the section "The door to gin's inside"; they are those of gin-config 0.5.0.
 
 import contextlib
 import dataclasses
-import difflib
-import importlib.util
 import inspect
 import io
 import os
-import pathlib
 import re
 import shlex
 import tokenize
@@ -37,10 +34,8 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from t5x_lite.errors import UserError
-
-PREFIX = "t5x_lite/gin/"  # how shipped files name each other
-RECORDED_HEADER = "# Recorded by t5x-lite"
+from t5x_lite.errors import UserError, did_you_mean, nearest
+from t5x_lite.gin_files import FLAG, RECORDED, RECORDED_HEADER, GinFile, as_path, find_file
 
 # The macros of the shipped files: what each means, and a value to show in help and in errors.
 MACROS: dict[str, tuple[str, str]] = {
@@ -59,20 +54,6 @@ MACROS: dict[str, tuple[str, str]] = {
 # ----------------------------------------------------------------------------------------------------------------------
 # Records
 # ----------------------------------------------------------------------------------------------------------------------
-
-FLAG, USER, RECORDED = 8, 7, 6  # ranks: higher beats lower
-_SHIPPED_RANKS = {"models": 0, "objectives": 1, "mesh": 2, "runs": 3, "finetuning": 4}
-_OTHER_SHIPPED = 5  # examples, study: they are complete runs and may override what they include
-
-
-@dataclasses.dataclass(frozen=True)
-class GinFile:
-    """One file that was read; `name` is to show: `t5x_lite/gin/...` for shipped files, else the path from here."""
-
-    name: str
-    path: str
-    rank: int
-
 
 @dataclasses.dataclass(frozen=True)
 class Binding:
@@ -200,9 +181,9 @@ def check_all_read() -> None:
     names = [_display(key) for key in read]
     parts = []
     for statement, is_macro in unread:
-        near = _nearest(statement.written, names)
+        near = nearest(statement.written, names)
         why = "" if is_macro else _why_unread(statement.key, calls)
-        parts.append(f"{_at(statement)} was read by nothing{why}{_did_you_mean(near)}")
+        parts.append(f"{_at(statement)} was read by nothing{why}{did_you_mean(near)}")
     raise UserError("; ".join(parts) + "; correct the name, or remove the binding")
 
 
@@ -218,113 +199,13 @@ def operative_config(job: str = "JOB") -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Files
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def shipped_folder() -> pathlib.Path:
-    """Return the folder with the shipped gin files: inside the installed package, or beside it in a checkout."""
-    # find_spec and not import: an import would bind the attribute `t5x_lite.gin`, a namespace package whose name
-    # could be taken for the gin library's.
-    spec = importlib.util.find_spec("t5x_lite.gin")
-    folders = [pathlib.Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
-    folders.append(pathlib.Path(__file__).resolve().parent.parent / "gin")
-    for folder in folders:
-        if (folder / "models").is_dir():
-            return folder
-    raise UserError(f"the gin files of t5x-lite are missing (looked in {folders[0]}): install the package again")
-
-
-def shipped_names() -> list[str]:
-    """Return the shipped files as a user names them, e.g. `models/t5_1_1/small.gin`, sorted."""
-    folder = shipped_folder()
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.gin"))
-
-
-def find_file(name: str, search_paths: Sequence[str] = (), beside: str | None = None, asked: str = "") -> GinFile:
-    """Find a gin file.
-
-    `t5x_lite/gin/...` is always the shipped file. Absolute paths, URLs and names that begin with `./` or `../` are
-    taken as they are. Any other name is looked up in the current folder, beside the file that includes it, in
-    `search_paths` and among the shipped files; two finds with different content are an error, never a silent choice.
-
-    Args:
-      name: as written.
-      search_paths: more folders.
-      beside: path of the including file, if any.
-      asked: who wants it, for the error (`my.gin:3` or the flag).
-
-    Raises:
-      UserError: found nowhere, or ambiguous.
-    """
-    asked = asked or f"--gin_file={name}"
-    shipped = shipped_folder()
-    if name.startswith(PREFIX):
-        candidates = [shipped / name.removeprefix(PREFIX)]
-    elif os.path.isabs(name) or "://" in name or name.startswith(("./", "../")):
-        candidates = [_path(name)]
-    else:
-        folders = [_path(""), *([_path(beside).parent] if beside else []), *map(_path, search_paths), shipped]
-        candidates = [folder / name for folder in folders]
-    found = {}
-    for path in candidates:
-        if path.is_file():
-            found.setdefault(str(path) if "://" in str(path) else os.path.realpath(path), path)
-    if not found:
-        near = _nearest(name.removeprefix(PREFIX), shipped_names())
-        if any(path.is_dir() for path in candidates):
-            raise UserError(f"{asked}: '{name}' is a folder; name a file in it")
-        raise UserError(f"{asked}: no gin file '{name}'{_did_you_mean(near)}; run from its folder, or give its folder "
-                        "in --gin_search_paths")
-    (first, path), *others = found.items()
-    for other, other_path in others:
-        if other_path.read_bytes() != path.read_bytes():
-            raise UserError(f"{asked}: '{name}' is ambiguous, {first} and {other} differ; write ./{name} for a file of "
-                            f"yours, {PREFIX}{name} for the shipped one")
-    return _describe(first, shipped)
-
-
-def _describe(path: str, shipped: pathlib.Path) -> GinFile:
-    """`path` is absolute, links resolved."""
-    relative = os.path.relpath(path, os.path.realpath(shipped)) if "://" not in path else ".."
-    if not relative.startswith(".."):
-        relative = pathlib.PurePath(relative).as_posix()
-        return GinFile(PREFIX + relative, path, _SHIPPED_RANKS.get(relative.split("/")[0], _OTHER_SHIPPED))
-    with _path(path).open("rb") as f:
-        recorded = f.readline().startswith(RECORDED_HEADER.encode())
-    here = os.path.realpath("") + os.sep
-    return GinFile(path.removeprefix(here), path, RECORDED if recorded else USER)
-
-
-def _path(name: str):
-    if "://" in name:
-        from etils import epath  # takes a while to import, and most runs have no remote gin file
-
-        return epath.Path(name)
-    return pathlib.Path(name)
-
-
-def _open_shipped(name: str):
-    return (shipped_folder() / name.removeprefix(PREFIX)).open(encoding="utf-8")
-
-
-def _is_shipped(name: str) -> bool:
-    return name.startswith(PREFIX) and (shipped_folder() / name.removeprefix(PREFIX)).is_file()
-
-
-# For code that calls gin.parse_config_file itself, in a notebook say: canonical names work there as well. In front,
-# since gin's own reader of packages fails on namespace packages.
-gin_config._FILE_READERS.insert(0, (_open_shipped, _is_shipped))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # Reading
 # ----------------------------------------------------------------------------------------------------------------------
 
 
 def _parse(files, bindings, search_paths, root, flags) -> Configuration:
     for folder in search_paths:
-        if not _path(folder).is_dir():
+        if not as_path(folder).is_dir():
             raise UserError(f"--gin_search_paths: no folder '{folder}'")
     for name in files:
         _read_file(find_file(name, search_paths), search_paths)
@@ -364,7 +245,7 @@ def _read_file(file: GinFile, search_paths: Sequence[str]) -> None:
     _files.append(file)
     included = _includes[file.path] = set()
     try:
-        text = _path(file.path).read_text(encoding="utf-8")
+        text = as_path(file.path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{file.name} cannot be read: {e}") from e
     context = gin_config.ParseContext()
@@ -523,7 +404,7 @@ def _known_parameter(statement: _Statement) -> None:
         names = _parameters(found)
         if statement.argument in names:  # a parameter closed to gin, or a method named without its class
             raise _Unknown(f"{_at(statement)}: {_first_line(e)}") from e
-        hint = _did_you_mean(_nearest(statement.argument, names)) or f"; it has {_list(names) or 'none'}"
+        hint = did_you_mean(nearest(statement.argument, names)) or f"; it has {_list(names) or 'none'}"
         raise _Unknown(f"{_at(statement)}: {statement.selector} has no parameter '{statement.argument}'{hint}") from e
 
 
@@ -539,7 +420,7 @@ def _ask(lookup, selector: str, statement: _Statement):
 
 def _unknown_configurable(selector: str, statement: _Statement) -> str:
     names = [_short(s) for s, _ in gin_config._REGISTRY.items() if not s.startswith("gin.")]
-    return (f"{_at(statement)}: no configurable '{selector}'{_did_you_mean(_nearest(selector, names))}; one of a "
+    return (f"{_at(statement)}: no configurable '{selector}'{did_you_mean(nearest(selector, names))}; one of a "
             "module of yours needs `import that.module` in a gin file")
 
 
@@ -637,7 +518,7 @@ def _unreferenced_macros() -> str:
     parts = []
     for statement in lost:
         name = statement.key[0]
-        hint = _did_you_mean(_nearest(name, known)) or f"; the macros here: {_list(sorted(known)) or 'none'}"
+        hint = did_you_mean(nearest(name, known)) or f"; the macros here: {_list(sorted(known)) or 'none'}"
         parts.append(f"{_at(statement)}: no binding refers to the macro {name}{hint}")
     return "; ".join(parts)
 
@@ -727,21 +608,6 @@ def _display(key: tuple[str, str, str]) -> str:
 
 def _at(statement: _Statement) -> str:
     return statement.where if statement.rank == FLAG else f"{statement.written} ({statement.where})"
-
-
-def _nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
-    """Up to `n` of `names` like `name`, best first; case and underscores count for nothing."""
-    def plain(text):
-        return text.lower().replace("_", "")
-
-    by_plain: dict[str, str] = {}
-    for candidate in names:
-        by_plain.setdefault(plain(candidate), candidate)
-    return [by_plain[p] for p in difflib.get_close_matches(plain(name), by_plain, n=n, cutoff=0.6)]
-
-
-def _did_you_mean(near: Sequence[str]) -> str:
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def _list(names: Sequence[str]) -> str:

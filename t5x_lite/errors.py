@@ -1,4 +1,7 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and how it says what was probably meant."""
+
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -6,3 +9,19 @@ class UserError(Exception):
 
     The command line prints it without a stack trace and ends with exit code 2 (`--verbose` shows the trace).
     """
+
+
+def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
+    """Up to `n` of `names` like `name`, best first; case and underscores count for nothing."""
+    def plain(text):
+        return text.lower().replace("_", "")
+
+    by_plain: dict[str, str] = {}
+    for candidate in names:
+        by_plain.setdefault(plain(candidate), candidate)
+    return [by_plain[p] for p in difflib.get_close_matches(plain(name), by_plain, n=n, cutoff=0.6)]
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """' (did you mean A or B?)', or nothing where nothing is near."""
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -7,7 +7,7 @@ import sys
 import gin
 import pytest
 
-from t5x_lite import cli, configuration
+from t5x_lite import cli, configuration, gin_files
 from t5x_lite.errors import UserError
 
 calls = []
@@ -102,7 +102,7 @@ def test_modules_in_the_current_folder_can_be_imported_by_gin_files():
 
 def test_notes_go_to_stderr(capsys):
     with open("recorded.gin", "w", encoding="utf-8") as f:
-        f.write(configuration.RECORDED_HEADER + "\ngone_job.x = 1\n")
+        f.write(gin_files.RECORDED_HEADER + "\ngone_job.x = 1\n")
     assert cli.main(["try", "--gin_file=recorded.gin", "--checkpoint=a"]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("t5x-lite:")]
     assert notes == ["t5x-lite: note: recorded.gin: skipped what this job does not know: gone_job.x"]
@@ -198,7 +198,7 @@ def test_the_examples_are_commands_that_parse(job):
     assert words[0] == "t5x-lite"
     options = cli.parse_flags(words[1:])
     assert options.job == job
-    assert set(options.gin_files) <= set(configuration.shipped_names())
+    assert set(options.gin_files) <= set(gin_files.shipped_names())
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import sys
 import gin
 import pytest
 
-from t5x_lite import configuration
+from t5x_lite import configuration, gin_files
 from t5x_lite.errors import UserError
 
 
@@ -57,7 +57,7 @@ def shipped(tmp_path, monkeypatch):
     """A folder of shipped files of the test's own: ranks and origins are told by it."""
     folder = tmp_path / "installed" / "gin"
     (folder / "models").mkdir(parents=True)
-    monkeypatch.setattr(configuration, "shipped_folder", lambda: folder)
+    monkeypatch.setattr(gin_files, "shipped_folder", lambda: folder)
     return folder
 
 
@@ -512,7 +512,7 @@ def _models():
 
 
 def _model_files():
-    return [name for name in configuration.shipped_names() if name.startswith("models/")]
+    return [name for name in gin_files.shipped_names() if name.startswith("models/")]
 
 
 def test_every_model_file_is_in_the_table():
@@ -529,16 +529,16 @@ def test_parameter_counts(name):
     configuration.parse([name], root="T5Config")
     model = models.Model(models.T5Config())
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract_params())) == PARAMETERS[name]
-    with open(configuration.find_file(name).path, encoding="utf-8") as f:
+    with open(gin_files.find_file(name).path, encoding="utf-8") as f:
         assert f"# Expect: {PARAMETERS[name]:,} parameters" in f.read()
     assert models.T5Config().dropout_rate == (0.1 if name.split("/")[1] in WITH_DROPOUT else 0.0)
     configuration.parse([name], ["DROPOUT_RATE=0.3"])
     assert models.T5Config().dropout_rate == 0.3
 
 
-@pytest.mark.parametrize("name", configuration.shipped_names())
+@pytest.mark.parametrize("name", gin_files.shipped_names())
 def test_headers_and_includes_of_shipped_files(name):
-    with open(configuration.find_file(name).path, encoding="utf-8") as f:
+    with open(gin_files.find_file(name).path, encoding="utf-8") as f:
         text = f.read()
     header = text.split("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in header) and len(header) >= 4

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import configuration, decoding, finetuning, optimizers, trainer
+from t5x_lite import configuration, decoding, finetuning, gin_files, optimizers, trainer
 from t5x_lite.errors import UserError
 from t5x_lite.finetuning import GradualUnfreezing, Trainable
 from t5x_lite.losses import Loss
@@ -333,7 +333,7 @@ GIN_FILES = {  # parameters added to T5 1.1 small, and parameters trained
 
 
 def test_every_gin_file_is_in_the_table():
-    shipped = [name for name in configuration.shipped_names() if name.startswith("finetuning/")]
+    shipped = [name for name in gin_files.shipped_names() if name.startswith("finetuning/")]
     assert shipped == sorted(f"finetuning/{name}.gin" for name in GIN_FILES)
 
 
@@ -354,7 +354,7 @@ def test_gin_files_train_what_they_say(name):
             continue
         split = trainable.split(model.abstract_params())
         assert (size(model.abstract_params()) - 76_961_152, size(split[0])) == (added, trained)
-        with open(configuration.find_file(file).path, encoding="utf-8") as f:
+        with open(gin_files.find_file(file).path, encoding="utf-8") as f:
             text = f.read()
         assert name in ("adapters", "gradual_unfreezing") or f"{added:,}" in text
     configuration.clear()

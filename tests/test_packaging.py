@@ -97,10 +97,10 @@ def test_wheel_finds_its_gin_files_and_tasks(unpacked, tmp_path):
         unpacked,
         tmp_path,
         "import importlib.resources, importlib.util, json, sys\n"
-        "from t5x_lite import configuration\n"
+        "from t5x_lite import gin_files\n"
         "size = importlib.resources.files('t5x_lite') / 'gin' / 'models' / 't5_1_1' / 'small.gin'\n"
-        "print(json.dumps({'resource': size.is_file(), 'folder': str(configuration.shipped_folder()),\n"
-        "    'names': configuration.shipped_names(), 'tasks': importlib.util.find_spec('t5x_lite.tasks').origin,\n"
+        "print(json.dumps({'resource': size.is_file(), 'folder': str(gin_files.shipped_folder()),\n"
+        "    'names': gin_files.shipped_names(), 'tasks': importlib.util.find_spec('t5x_lite.tasks').origin,\n"
         "    'bare': importlib.util.find_spec('tasks') is None, 'gin': sys.modules['gin'].__file__}))",
     )
     assert found["resource"] and found["bare"]
