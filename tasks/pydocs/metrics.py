@@ -3,28 +3,17 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rouge_score import rouge_scorer
-
-_ROUGE = ("rouge1", "rouge2", "rougeL")
+from t5x_lite.tasks import metrics
 
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Share of predictions equal to their target, blanks around them aside."""
-    right = sum(t.strip() == p.strip() for t, p in zip(targets, predictions, strict=True))
-    return {"accuracy": 100 * right / max(1, len(targets))}
+    return metrics.accuracy([t.strip() for t in targets], [p.strip() for p in predictions])
 
 
 def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, -2 and -L, F measure without stemming, as the plain mean over examples: no resampling, no chance.
-
-    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries".
-    """
-    scorer = rouge_scorer.RougeScorer(_ROUGE, use_stemmer=False)
-    totals = dict.fromkeys(_ROUGE, 0.0)
-    for target, prediction in zip(targets, predictions, strict=True):
-        for name, score in scorer.score(target, prediction).items():
-            totals[name] += score.fmeasure
-    return {name: 100 * total / max(1, len(targets)) for name, total in totals.items()}
+    """ROUGE-1, -2 and -L, F measure without stemming, as the plain mean over examples: no resampling, no chance."""
+    return metrics.rouge_mean(targets, predictions, ("rouge1", "rouge2", "rougeL"))
 
 
 def most_frequent(values: Iterable[str]) -> str:
