@@ -10,5 +10,14 @@ if __name__ != "t5x_lite.tasks":
         name=__name__,
     )
 
-from t5x_lite.tasks import c4  # noqa: E402,F401  (imported for what it registers)
+from t5x_lite.tasks import (  # noqa: E402,F401  (imported for what they register)
+    c4,
+    closed_book_qa,
+    cnn_dailymail,
+    glue,
+    squad,
+    super_glue,
+    trivia_qa,
+    wmt,
+)
 from t5x_lite.tasks.pydocs import tasks as pydocs_tasks  # noqa: E402,F401

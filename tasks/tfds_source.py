@@ -1,0 +1,34 @@
+"""tensorflow-datasets as a seqio source, whichever file format the data have been prepared in."""
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+
+class TfdsSource(seqio.TfdsDataSource):
+    """`seqio.TfdsDataSource` that reads ArrayRecord files as well, which tensorflow-datasets gives by index alone."""
+
+    def get_dataset(
+        self,
+        split: str | None = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused_kwargs,
+    ) -> tf.data.Dataset:
+        """Raw examples; of ArrayRecord files shuffled over the whole split, shard i of n having records i, i+n, …"""
+        builder = self.tfds_dataset.builder
+        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            return super().get_dataset(split, shuffle, seed, shard_info)
+        records = builder.as_data_source(split=self.tfds_dataset._map_split(split))
+        shard = shard_info or seqio.ShardInfo(0, 1)
+
+        def read():
+            order = np.arange(len(records))[shard.index :: shard.num_shards]
+            if shuffle:
+                order = np.random.default_rng(seed).permutation(order)
+            for i in order:
+                yield records[int(i)]
+
+        return tf.data.Dataset.from_generator(read, output_signature=builder.info.features.get_tensor_spec())
