@@ -20,4 +20,5 @@ from t5x_lite.tasks import (  # noqa: E402,F401  (imported for what they registe
     trivia_qa,
     wmt,
 )
+from t5x_lite.tasks import mixtures  # noqa: E402,F401  (of the tasks above)
 from t5x_lite.tasks.pydocs import tasks as pydocs_tasks  # noqa: E402,F401
