@@ -19,9 +19,10 @@ import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 
-from t5x_lite import vocabularies  # noqa: E402
+from t5x_lite import seqio_sources, vocabularies  # noqa: E402
 from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.seqio_sources import plain_name  # noqa: E402
 
 # More than any task makes of a record on average: the room in which a mixture's block is shuffled.
 EXAMPLES_A_RECORD = 16
@@ -58,7 +59,11 @@ def _with_vocabulary(provider, vocabulary):
     name = f"{provider.name}#{tag}"
     if isinstance(provider, seqio.Mixture):
         if name not in seqio.MixtureRegistry.names():
-            rates = [(_with_vocabulary(task, vocabulary).name, provider.get_rate(task)) for task in provider.tasks]
+            # Rates may look at the data, which may not be there: that is found out, and said, later.
+            rates = [
+                (_with_vocabulary(task, vocabulary).name, functools.partial(_rate, provider, task))
+                for task in provider.tasks
+            ]
             seqio.MixtureRegistry.add(name, rates)
         return seqio.get_mixture_or_task(name)
     if name not in seqio.TaskRegistry.names():
@@ -70,9 +75,8 @@ def _with_vocabulary(provider, vocabulary):
     return seqio.get_mixture_or_task(name)
 
 
-def plain_name(name: str) -> str:
-    """The registered name, without the mark of another vocabulary."""
-    return name.split("#")[0]
+def _rate(mixture: seqio.Mixture, task: seqio.Task, unused_renamed: seqio.Task) -> float:
+    return mixture.get_rate(task)
 
 
 def _to_seqio(vocabulary) -> seqio.Vocabulary:
@@ -104,7 +108,7 @@ class _Records(seqio.DataSource):
 
     def __init__(self, records: Sequence[Mapping[str, object]]):
         super().__init__(splits=("train",))
-        self._columns = {name: np.array([record[name] for record in records]) for name in records[0]}
+        self._columns = seqio_sources.columns(records)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -128,7 +132,8 @@ def _open_records(task: seqio.Task, split: str):
     if isinstance(source, seqio.TfdsDataSource) and source.tfds_dataset.name:
         builder = source.tfds_dataset.builder
         if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-            return builder.as_data_source(split=split)
+            # The task's split may be a part of the data set's.
+            return builder.as_data_source(split=source.tfds_dataset._map_split(split))
     return None
 
 
@@ -138,13 +143,12 @@ class SeqioBlocks:
     def __init__(self, config, architecture: str = "encoder_decoder"):
         self._config = config
         self._provider = find(config.mixture_or_task_name, config.task_modules, config.vocabulary)
-        check_split(self._provider, config.split)
+        self._tasks = seqio_sources.tasks_with_split(self._provider, config.split)
         check_lengths(self._provider, config.feature_lengths)
         if architecture == "encoder_decoder" and "inputs" not in self._provider.output_features:
             raise UserError(f"{plain_name(self._provider.name)} has no inputs for an encoder to read: choose another "
                             "task, or a language model (--gin_file=models/study/causal_lm.gin)")
         mixture = isinstance(self._provider, seqio.Mixture)
-        self._tasks = list(self._provider.tasks) if mixture else [self._provider]
         rates = np.array([self._provider.get_rate(task) for task in self._tasks]) if mixture else np.ones(1)
         self._rates = rates / rates.sum()
         self._records = [_open_records(task, config.split) for task in self._tasks]
@@ -227,11 +231,6 @@ def _read(records, indices: np.ndarray) -> list[Mapping[str, object]]:
     if hasattr(records, "__getitems__"):
         return records.__getitems__(indices)
     return [records[i] for i in indices]
-
-
-def check_split(provider, split: str) -> None:
-    if split not in provider.splits:
-        raise UserError(f"{plain_name(provider.name)} has no split {split!r}; it has {', '.join(provider.splits)}")
 
 
 def check_lengths(provider, lengths: Mapping[str, int]) -> None:

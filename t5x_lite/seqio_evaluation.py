@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import seqio
 
-from t5x_lite import seqio_blocks
+from t5x_lite import seqio_blocks, seqio_sources
 from t5x_lite.errors import UserError
 
 # Random preprocessing (span corruption) of evaluation examples: the same in every evaluation of every run.
@@ -24,12 +24,10 @@ class EvaluationData:
     def __init__(self, config):
         provider = seqio_blocks.find(config.mixture_or_task_name, config.task_modules, config.vocabulary)
         seqio_blocks.check_lengths(provider, config.feature_lengths)
-        tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
         self._config, self._provider = config, provider
         self.vocabulary = seqio_blocks.vocabulary_of(provider)
         self.examples: dict[str, dict[str, np.ndarray]] = {}
-        for task in tasks:
-            seqio_blocks.check_split(task, config.split)
+        for task in seqio_sources.tasks_with_split(provider, config.split):
             self.examples[seqio_blocks.plain_name(task.name)] = self._read(task)
         self._evaluator: seqio.Evaluator | None = None
 

@@ -17,8 +17,8 @@ from packaging.utils import canonicalize_name
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"t5x_lite": "t5x_lite", "tasks": "t5x_lite/tasks", "gin": "t5x_lite/gin"}  # in the checkout, in the wheel
 HEAVY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "torch", "transformers")
-# The two doors to TensorFlow. Everything else must work, and start quickly, where it is not installed.
-NEEDS_TENSORFLOW = {"t5x_lite.seqio_blocks", "t5x_lite.seqio_evaluation"}
+# The doors to TensorFlow. Everything else must work, and start quickly, where it is not installed.
+NEEDS_TENSORFLOW = {"t5x_lite.seqio_blocks", "t5x_lite.seqio_evaluation", "t5x_lite.seqio_sources"}
 
 
 def run(*arguments, cwd, check=True, **environment):

@@ -1,0 +1,79 @@
+"""The data sets behind seqio tasks: which of them a run reads, whether they are here, and their records as columns."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from t5x_lite.errors import UserError
+
+
+def tasks_with_split(provider: seqio.Task | seqio.Mixture, split: str) -> list[seqio.Task]:
+    """The task, or the mixture's tasks that have `split`; all of their data are here.
+
+    Raises:
+      UserError: no task has the split, or a data set has not been prepared on this machine; how to do it is said.
+    """
+    tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+    chosen = [task for task in tasks if split in _splits(task)]
+    if not chosen:
+        known = dict.fromkeys(name for task in tasks for name in _splits(task))
+        raise UserError(f"{plain_name(provider.name)} has no split {split!r}; it has {', '.join(known)}")
+    _check_prepared(chosen)
+    return chosen
+
+
+def _splits(task: seqio.Task) -> Sequence[str]:
+    if isinstance(task.source, seqio.TfdsDataSource) and not task.source._splits:
+        _check_prepared([task])  # only the data say which splits there are
+    return task.splits
+
+
+def _check_prepared(tasks: Sequence[seqio.Task]) -> None:
+    missing = {}
+    for task in tasks:
+        if not task.cache_dir and isinstance(task.source, seqio.TfdsDataSource):
+            name, remedy = _name_and_remedy(task.source.tfds_dataset)
+            if remedy:
+                missing.setdefault(name, (task, remedy))
+    if not missing:
+        return
+    name, (task, remedy) = next(iter(missing.items()))
+    others = f" (nor are {', '.join(list(missing)[1:])})" if len(missing) > 1 else ""
+    folder = task.source.tfds_dataset.data_dir or tfds.core.constants.DATA_DIR
+    raise UserError(f"{plain_name(task.name)} reads the data set {name}, which is not in {folder}{others}; set "
+                    f"TFDS_DATA_DIR to the folder that has it, {remedy}")
+
+
+def _name_and_remedy(loader: seqio.utils.LazyTfdsLoader) -> tuple[str, str | None]:
+    """The data set's full name, and what can be done where it has not been prepared."""
+    try:
+        builder = loader.builder
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
+        return loader.name, "where it must lie ready: the installed tensorflow-datasets does not know how to prepare it"
+    name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
+    command = f"import tensorflow_datasets as tfds; tfds.builder('{name}').download_and_prepare()"
+    return name, None if builder.is_prepared() else f'or prepare it: python -c "{command}"'
+
+
+def plain_name(name: str) -> str:
+    """The registered name, without the mark of another vocabulary."""
+    return name.split("#")[0]
+
+
+def columns(values: Sequence[object]):
+    """Records as what `tf.data.Dataset.from_tensor_slices` takes apart again.
+
+    Args:
+      values: scalars, arrays [n] of any lengths, or dicts of such, all of one kind.
+    """
+    if isinstance(values[0], Mapping):
+        return {name: columns([value[name] for value in values]) for name in values[0]}
+    arrays = [np.asarray(value) for value in values]
+    if len({array.shape for array in arrays}) == 1:
+        # Texts as objects: an array of bytes would give every text the room of the longest, and drop zeros at its end.
+        return np.array(values, object) if isinstance(values[0], (bytes, str)) else np.stack(arrays)
+    flat = np.concatenate([array for array in arrays if array.size])
+    return tf.RaggedTensor.from_row_lengths(flat, [len(array) for array in arrays])
