@@ -11,9 +11,11 @@ block. Nothing here needs TensorFlow; `SeqioSource` imports it when it is opened
 import dataclasses
 import glob
 import hashlib
+import itertools
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import gin
@@ -29,6 +31,8 @@ FEATURES = ("encoder_input_tokens", *LANGUAGE_MODEL_FEATURES)
 OPTIONAL_FEATURES = ("encoder_segment_ids", "decoder_segment_ids", "decoder_causal_attention")
 # Streams give up after so many blocks without a row: the task filters everything away.
 EMPTY_BLOCKS = 100
+# Rows of a stream's first block after which its second one is opened ahead.
+ROWS_BEFORE_AHEAD = 32
 
 
 class Blocks(Protocol):
@@ -167,12 +171,20 @@ class NpzBlocks:
 
 
 class Stream:
-    """Rows of one stream, without end."""
+    """Rows of one stream, without end.
 
-    def __init__(self, blocks: Blocks, index: int, position: Sequence[int] = (0, 0)):
-        self._blocks, self._index = blocks, index
+    Args:
+      opener: opens the next block while this one is read: building a block takes seconds. None opens each when it is
+        its turn. Which rows come, and the position, are the same.
+    """
+
+    def __init__(self, blocks: Blocks, index: int, position: Sequence[int] = (0, 0), opener: Executor | None = None):
+        self._blocks, self._index, self._opener = blocks, index, opener
         self._k, self._offset = int(position[0]), int(position[1])
         self._rows: Iterator[Row] | None = None
+        self._ahead: Future[Iterator[Row]] | None = None  # of the block after this one
+        # Half a block ahead is time enough, and shorter than that two blocks' buffers are in memory.
+        self._rows_before_ahead = ROWS_BEFORE_AHEAD
 
     @property
     def position(self) -> tuple[int, int]:
@@ -184,19 +196,28 @@ class Stream:
         empty = 0
         while len(rows) < n:
             if self._rows is None:
-                self._rows = self._blocks.block(self._index, self._k)
+                ahead, self._ahead = self._ahead, None
+                self._rows = self._open(self._k) if ahead is None else ahead.result()
                 for _ in range(self._offset):
                     next(self._rows, None)
             row = next(self._rows, None)
             if row is not None:
                 rows.append(row)
                 self._offset += 1
+                if self._opener and self._ahead is None and self._offset >= self._rows_before_ahead:
+                    self._ahead = self._opener.submit(self._open, self._k + 1)
                 continue
             empty = empty + 1 if self._offset == 0 else 0
             if empty == EMPTY_BLOCKS:
                 raise UserError(f"{EMPTY_BLOCKS} blocks of data in a row are empty; the task filters out every example")
+            self._rows_before_ahead = self._offset // 2
             self._rows, self._k, self._offset = None, self._k + 1, 0
         return rows
+
+    def _open(self, k: int) -> Iterator[Row]:
+        """Block k, built as far as its first row."""
+        rows = self._blocks.block(self._index, k)
+        return itertools.chain(list(itertools.islice(rows, 1)), rows)
 
 
 class Batches:
@@ -222,7 +243,9 @@ class Batches:
         slices = [s[0] for s in sharding.addressable_devices_indices_map((batch_size,)).values()]
         rows = sorted({i for s in slices for i in range(*s.indices(batch_size))})
         own = sorted({i // self._rows_each for i in rows})
-        self._streams = {i: Stream(blocks, i, self._positions[i]) for i in own}
+        # One thread: pipelines are built in Python, which does one thing at a time.
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="blocks")
+        self._streams = {i: Stream(blocks, i, self._positions[i], self._opener) for i in own}
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
@@ -240,11 +263,13 @@ class Batches:
     def close(self) -> None:
         """Stops the thread. What was prepared and not taken is lost, and its positions were never handed out."""
         self._stopped.set()
+        self._opener.shutdown(wait=False, cancel_futures=True)
         while self._thread.is_alive():
             try:
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(0.05)
+        self._opener.shutdown()
 
     def __enter__(self):
         return self

@@ -9,6 +9,7 @@ stream's shard of one epoch (of a mixture: the whole endless stream); going on r
 import functools
 import importlib
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -26,6 +27,10 @@ from t5x_lite.seqio_sources import plain_name  # noqa: E402
 
 # More than any task makes of a record on average: the room in which a mixture's block is shuffled.
 EXAMPLES_A_RECORD = 16
+
+# seqio hands out the seeds of a pipeline's random steps from one global counter, so that two pipelines built at once
+# would take each other's. Whoever builds one while a run reads its data holds this.
+BUILDING = threading.Lock()
 
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
@@ -160,6 +165,12 @@ class SeqioBlocks:
         self._converter = converter(self._provider, config.packing, architecture, config.loss_on_targets_only)
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
+        with BUILDING:
+            dataset = self._block(stream, k)
+        if dataset is not None:
+            yield from dataset.as_numpy_iterator()
+
+    def _block(self, stream: int, k: int) -> tf.data.Dataset | None:
         config = self._config
         seed = derive_seed(config.seed, config.mixture_or_task_name, stream, k)
         if self.seekable:
@@ -167,17 +178,14 @@ class SeqioBlocks:
         else:
             dataset = self._epoch_block(stream, k, seed)
         if dataset is None:
-            return
-        lengths = dict(config.feature_lengths)
+            return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = self._converter(dataset, lengths)
+            dataset = self._converter(dataset, dict(config.feature_lengths))
         options = tf.data.Options()
         options.deterministic = True
         options.threading.private_threadpool_size = 2
-        dataset = dataset.with_options(options).prefetch(16)
-        for row in dataset.as_numpy_iterator():
-            yield row
+        return dataset.with_options(options).prefetch(16)
 
     def _records_block(self, stream: int, k: int, seed: int) -> tf.data.Dataset | None:
         datasets = []

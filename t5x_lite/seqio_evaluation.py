@@ -52,15 +52,16 @@ class EvaluationData:
           decode: encoder tokens int32 [n, s] -> ids int32 [n, t].
         """
         if self._evaluator is None:
-            self._evaluator = seqio.Evaluator(
-                self._provider.name,
-                feature_converter=_converter(self._provider),
-                eval_split=self._config.split,
-                sequence_length=dict(self._config.feature_lengths),
-                num_examples=self._config.num_examples,
-                seed=SEED,
-                async_compute_metrics=False,
-            )
+            with seqio_blocks.BUILDING:
+                self._evaluator = seqio.Evaluator(
+                    self._provider.name,
+                    feature_converter=_converter(self._provider),
+                    eval_split=self._config.split,
+                    sequence_length=dict(self._config.feature_lengths),
+                    num_examples=self._config.num_examples,
+                    seed=SEED,
+                    async_compute_metrics=False,
+                )
         if not self._evaluator.eval_tasks:
             return {}
 

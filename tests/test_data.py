@@ -1,5 +1,8 @@
 """Batches are a function of (source, seed, step), whatever came before; positions say where to go on."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -62,6 +65,69 @@ def test_going_on_from_a_position_gives_the_same_batches(source, stopped):
     again = take(source, 30 - stopped, positions=whole[stopped - 1][1])
     for (a, where_a), (b, where_b) in zip(whole[stopped:], again, strict=True):
         assert (where_a == where_b).all() and all((a[name] == b[name]).all() for name in a)
+
+
+class Watched:
+    """Blocks that note which of them were opened, by which thread, and how many rows were read."""
+
+    def __init__(self, blocks):
+        self._blocks, self.opened, self.rows = blocks, {}, 0
+
+    def block(self, stream, k):
+        self.opened[stream, k] = threading.current_thread().name
+        for row in self._blocks.block(stream, k):
+            self.rows += 1
+            yield row
+
+
+def read(stream, n):
+    return [(int(row["encoder_input_tokens"][0]), stream.position) for _ in range(n) for row in stream.take(1)]
+
+
+def test_the_next_block_is_opened_ahead_and_nothing_else_changes(tmp_path):
+    write_rows(tmp_path / "rows.npz", 200)
+    source = data.NpzSource(str(tmp_path / "rows.npz"), num_streams=4)  # blocks of 50 rows
+    plain = read(data.Stream(source.open(), 1), 170)
+    with ThreadPoolExecutor(1, thread_name_prefix="opener") as opener:
+        watched = Watched(source.open())
+        stream = data.Stream(watched, 1, opener=opener)
+        assert read(stream, 31) == plain[:31] and set(watched.opened) == {(1, 0)}, "a short run opens no second block"
+        assert read(stream, 1) == plain[31:32]
+        opener.submit(lambda: None).result()
+        assert watched.opened[1, 1].startswith("opener"), "as soon as 32 rows of the first were read"
+        assert read(stream, 43) == plain[32:75]
+        opener.submit(lambda: None).result()
+        assert (1, 2) in watched.opened, "later, after half of one"
+        assert read(stream, 95) == plain[75:]
+        for position in ((0, 40), (1, 3), (2, 49)):
+            at = position[0] * 50 + position[1]
+            assert read(data.Stream(source.open(), 1, position, opener), 20) == plain[at : at + 20]
+
+
+def test_what_goes_wrong_ahead_is_said_when_its_turn_comes(source):
+    class BreaksLater(Watched):
+        def block(self, stream, k):
+            if k == 2:
+                raise OSError("the disk is gone")
+            yield from super().block(stream, k)
+
+    with ThreadPoolExecutor(1) as opener:
+        stream = data.Stream(BreaksLater(source.open()), 0, opener=opener)
+        assert len(stream.take(50)) == 50
+        with pytest.raises(OSError, match="the disk is gone"):
+            stream.take(1)
+
+
+@pytest.mark.parametrize("offset", [0, 13])
+def test_going_on_costs_the_same_at_any_step(source, offset):
+    """Rows read for the next four: those skipped within the block, whichever block it is."""
+    costs = []
+    for k in (4, 40_000_000):  # steps 100 and a thousand million, at one row a stream and step
+        watched = Watched(source.open())
+        taken = data.Stream(watched, 2, (k, offset)).take(4)
+        assert len(taken) == 4
+        costs.append((watched.rows, len(watched.opened)))
+    assert costs == [(offset + 4, 1)] * 2
 
 
 def test_a_row_of_the_batch_comes_from_its_stream(source):

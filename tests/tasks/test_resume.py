@@ -1,0 +1,52 @@
+"""Data of seqio tasks goes on byte by byte, at any step and at the same cost."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from t5x_lite import data, seqio_blocks
+from t5x_lite.partitioning import MeshConfig
+
+SOURCE = data.SeqioSource("pydocs_library_and_summarize", {"inputs": 48, "targets": 16}, num_streams=2, block_records=16)
+FAR = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def corpus(corpus_dir):
+    return corpus_dir
+
+
+def take(blocks, steps, positions=None):
+    """[(name -> bytes of the global batch, positions after it)]"""
+    sharding = MeshConfig().build(jax.devices()[:2]).batch
+    with data.Batches(blocks, 2, 4, sharding, positions) as batches:
+        return [({name: np.asarray(a).tobytes() for name, a in batch.items()}, where.tolist())
+                for batch, where in (next(batches) for _ in range(steps))]
+
+
+def test_batches_before_and_after_are_byte_equal_far_into_a_run():
+    blocks = SOURCE.open()
+    start = np.array([[FAR, 3], [FAR, 3]])
+    whole = take(blocks, 8, start)
+    assert whole[-1][1][0][0] > FAR, "over the end of a block"
+    for stopped in (1, 5):
+        assert take(SOURCE.open(), 8 - stopped, np.array(whole[stopped - 1][1])) == whole[stopped:]
+    assert take(blocks, 1, np.array([[FAR + 1, 3]] * 2)) != take(blocks, 1, start)
+
+
+def test_going_on_costs_the_same_at_any_step(monkeypatch):
+    """Records read from the source, pipelines built and rows passed over."""
+    costs = []
+    read, rows = [], []
+    genuine = seqio_blocks._read
+    monkeypatch.setattr(seqio_blocks, "_read", lambda records, chosen: read.append(len(chosen)) or genuine(records, chosen))
+    for k in (1, FAR):
+        blocks = dataclasses.replace(SOURCE, mixture_or_task_name="pydocs_summarize").open()
+        genuine_block = blocks.block
+        monkeypatch.setattr(blocks, "block", lambda *at, block=genuine_block: (rows.append(at) or r for r in block(*at)))
+        read.clear(), rows.clear()
+        data.Stream(blocks, 1, (k, 2)).take(3)
+        costs.append((list(read), len(rows)))
+    assert costs[0] == costs[1] == ([16], 5)
