@@ -2,15 +2,21 @@
 
     params, opt_state   arrays, written by all processes at once, readable on any mesh
     data                where every stream of the training data stands
-    meta                the model's configuration, the vocabulary and the step, as JSON: a checkpoint explains itself
+    meta                the model's configuration, the vocabulary and the step, as JSON: a checkpoint explains itself;
+                        and checksums of all of the above (see checksums.py)
+
+A checkpoint is complete or absent: Orbax writes it under another name and renames it when everything is there. What is
+damaged later is found out by the checksums, which are verified whenever arrays are read.
 
 A checkpoint of a run that trains few parameters may hold only those. Its meta then has `base`: where the checkpoint
 lies that has the others, and their fingerprint, so that another base is not taken for it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -19,10 +25,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from t5x_lite import checksums
 from t5x_lite.errors import UserError
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
-from t5x_lite.partitioning import path_name
+from t5x_lite.partitioning import leaves_by_path, path_name
+from t5x_lite.saving import Keep
 from t5x_lite.trainer import TrainState
 
 FOLDER = "checkpoints"
@@ -36,22 +44,41 @@ class Restored:
     meta: dict[str, Any]
 
 
+class Damaged(UserError):
+    """A checkpoint that is not as it was written."""
+
+
 class Checkpointer:
     """Saves and restores the training state of one MODEL_DIR; saving goes on in the background while steps go on."""
 
-    def __init__(self, model_dir, max_to_keep: int | None = None, asynchronous: bool = True):
+    def __init__(self, model_dir, keep: Keep = Keep(last=None), asynchronous: bool = True):
         self.folder = epath.Path(model_dir) / FOLDER
-        self._manager = ocp.CheckpointManager(
+        self._keep, self._asynchronous = keep, asynchronous
+        self._metrics: dict[int, dict[str, float]] = {}
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        manager = ocp.CheckpointManager(
             _absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=max_to_keep, enable_async_checkpointing=asynchronous, create=True
+                enable_async_checkpointing=self._asynchronous, create=True, cleanup_tmp_directories=True,
+                preservation_policy=self,
             ),
         )
+        if self._keep.best:
+            self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
+        return manager
 
-    def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint; None when there is none."""
-        return self._manager.latest_step()
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        """Orbax asks after each save which checkpoints stay."""
+        del context
+        kept = self._keep.chosen([info.step for info in checkpoints], self._metrics)
+        return [info.step in kept for info in checkpoints]
+
+    def steps(self) -> list[int]:
+        """Of the complete checkpoints, in order."""
+        return steps(self.folder)
 
     def save(
         self, state: TrainState, data: dict[str, np.ndarray], meta: dict[str, Any], only: Collection[str] | None = None
@@ -62,10 +89,14 @@ class Checkpointer:
 
         Args:
           data: int64 arrays, the same on every process.
-          meta: JSON-able.
+          meta: JSON-able; `meta["metrics"]` is what `Keep.metric` is looked up in.
           only: paths of the parameters to write; the others are read from meta["base"] (see `base_of`). None for all.
+
+        Raises:
+          Exception: what the file system said, now or to an earlier save. The next call begins anew.
         """
         step = int(state.step)
+        self._manager = self._manager or self._open()
         if step in self._manager.all_steps():
             return False
         # On CPU a host "copy" of a device array is the array itself, which the next step's donation overwrites while
@@ -75,48 +106,129 @@ class Checkpointer:
             params = select(params, lambda path: path in only)
         if jax.default_backend() == "cpu":
             params, opt_state = jax.tree.map(jnp.copy, (params, opt_state))
-        return self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                opt_state=ocp.args.StandardSave(_as_dict(opt_state)),
-                data=ocp.args.StandardSave(data),
-                meta=ocp.args.JsonSave({**meta, "step": step}),
-            ),
-        )
+        arrays = {"params": params, "opt_state": as_dict(opt_state)}
+        sums = {item: checksums.start(tree) for item, tree in arrays.items()}
+        self._metrics[step] = dict(meta.get("metrics", {}))
+        with self._reopened_on_failure():
+            return self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
+                    data=ocp.args.StandardSave(data),
+                    meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums),
+                ),
+            )
+
+    @contextlib.contextmanager
+    def _reopened_on_failure(self):
+        try:
+            yield
+        except Exception:
+            # The manager's list of checkpoints and its threads are those of a save that never was.
+            self._manager = None
+            raise
 
     def wait(self) -> None:
         """Until what was being saved is complete. Raises what went wrong while saving."""
-        self._manager.wait_until_finished()
+        if self._manager is not None:
+            with self._reopened_on_failure():
+                self._manager.wait_until_finished()
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether something is being saved in the background."""
+        return self._manager is not None and self._manager.is_saving_in_progress()
+
+    def check(self) -> None:
+        """As `wait`, but returns at once while something is still being saved."""
+        if not self.is_saving:
+            self.wait()
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
 
-    def restore(self, abstract: TrainState, shardings: TrainState, data: dict[str, np.ndarray]) -> Restored | None:
-        """The newest checkpoint on the given mesh, whatever mesh it was saved from; None when there is none.
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *unused):
+        # Nothing may stand in the way of what ends the run.
+        with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+            self.close()
+
+    def restore(
+        self, abstract: TrainState, shardings: TrainState, data: dict[str, np.ndarray],
+        check: Callable[[dict[str, Any]], None] = lambda meta: None, warn: Callable[[str], None] = print,
+    ) -> Restored | None:
+        """The newest intact checkpoint on the given mesh, whatever mesh it was saved from; None when there is none.
+
+        Damaged ones are passed over with a warning, and renamed so that their steps can be saved again.
+
+        Args:
+          data: arrays of the names and dtypes to read; the shapes are those of the checkpoint.
+          check: is given a checkpoint's meta before its arrays are read, and may refuse it with a UserError.
+          warn: is given the warnings.
 
         Raises:
-          UserError: its parameters are not those of the configured model (each difference is named).
+          UserError: its parameters are not those of the configured model (each difference is named), or all are
+            damaged.
         """
-        step = self.latest_step()
-        if step is None:
-            return None
-        meta = read_meta(self.folder / str(step))
+        self.wait()
+        self._manager = self._manager or self._open()
+        damaged: dict[int, Damaged] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._restore(step, abstract, shardings, data, check)
+            except Damaged as e:
+                damaged[step] = e
+                continue
+            for at, problem in damaged.items():
+                warn(f"warning: {problem}; going on from step {step} instead; what is left of step {at} is now called "
+                     f"{self._set_aside(at)}")
+            return restored
+        if damaged:
+            raise UserError(f"no checkpoint in {self.folder} is intact ({'; '.join(map(str, damaged.values()))}): put "
+                            "one back, or begin anew in another MODEL_DIR")
+        return None
+
+    def _restore(self, step: int, abstract, shardings, data, check) -> Restored:
+        folder = self.folder / str(step)
+        meta = read_meta(folder)
+        check(meta)
         target = jax.tree.map(_with_sharding, (abstract.params, abstract.opt_state), shardings[1:])
-        params = _restore_params(self.folder / str(step), target[0])
-        opt_state = _as_dict(target[1])
-        _check_opt_state(self.folder / str(step), opt_state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                opt_state=ocp.args.StandardRestore(opt_state),
-                data=ocp.args.StandardRestore(data),
-            ),
-        )
-        opt_state = _from_dict(restored["opt_state"], abstract.opt_state)
+        params = _restore_params(folder, target[0])
+        opt_state = as_dict(target[1])
+        _check_opt_state(folder, opt_state)
+        opt_state = from_dict(_restore_item(folder, "opt_state", opt_state), abstract.opt_state)
+        shapes = _shapes(folder, "data")
+        found = _restore_item(folder, "data", {n: np.zeros(shapes.get(n, a.shape), a.dtype) for n, a in data.items()})
+        if meta.get("data", _digests(found)) != _digests(found):
+            raise Damaged(f"{folder} is damaged: its `data` is not as it was written")
         scalar = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
-        return Restored(TrainState(scalar, params, opt_state), restored["data"], meta)
+        return Restored(TrainState(scalar, params, opt_state), found, meta)
+
+    def _set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint to what no reader takes for one; its new name."""
+        taken = {path.name for path in self.folder.iterdir()}
+        names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
+        name = next(name for name in names if name not in taken)
+        if jax.process_index() == 0:
+            (self.folder / str(step)).rename(self.folder / name)
+        self._manager.reload()
+        return name
+
+
+def _metrics(folder: epath.Path) -> dict[str, float]:
+    """What an evaluation found at a checkpoint's step; nothing where its meta cannot be read."""
+    try:
+        return read_meta(folder).get("metrics", {})
+    except UserError:
+        return {}
+
+
+def _digests(data: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: hashlib.sha256(np.asarray(a, np.int64).tobytes()).hexdigest()[:16] for name, a in data.items()}
 
 
 def initialise(
@@ -140,13 +252,13 @@ def initialise(
     folder = find_step(path)
     abstract = jax.eval_shape(lambda: state)
     found = _restore_params(folder, jax.tree.map(_with_sharding, abstract.params, shardings.params), may_lack)
-    have = dict(_flatten(found))
+    have = leaves_by_path(found)
     params = join(found, select(state.params, lambda path: path not in have))
     opt_state = state.opt_state
     if restore_optimizer_state:
-        target = _as_dict(jax.tree.map(_with_sharding, abstract.opt_state, shardings.opt_state))
+        target = as_dict(jax.tree.map(_with_sharding, abstract.opt_state, shardings.opt_state))
         _check_opt_state(folder, target)
-        opt_state = _from_dict(_restore_item(folder, "opt_state", target), abstract.opt_state)
+        opt_state = from_dict(_restore_item(folder, "opt_state", target), abstract.opt_state)
     return TrainState(state.step, params, opt_state), int(folder.name)
 
 
@@ -219,32 +331,72 @@ def find_step(path, step: int | None = None) -> epath.Path:
 
 
 def read_meta(folder) -> dict[str, Any]:
+    """A checkpoint's description of itself. Raises Damaged where it is not as it was written."""
+    return _read_meta(folder)[0]
+
+
+def _read_meta(folder) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
+    """(meta, item -> path -> checksum); no checksums for what was converted."""
     folder = epath.Path(folder)
     try:
-        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(_absolute(folder / "meta"))
-    except (FileNotFoundError, ValueError) as e:
-        raise UserError(f"{folder} is no checkpoint of this project: its `meta` cannot be read ({e})") from e
+        sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(_absolute(folder / "meta"))
+    except (OSError, ValueError) as e:
+        raise Damaged(f"{folder} is damaged: its `meta` cannot be read ({_first_line(e)})") from e
+    try:
+        meta, sums = checksums.opened(sealed)
+    except ValueError as e:
+        raise Damaged(f"{folder} is damaged: {e}") from e
+    return meta, sums or {}
 
 
-def item_metadata(folder: epath.Path) -> list[tuple[tuple, Any]]:
-    """Key path and metadata (shape, dtype) of each array of one item."""
-    with ocp.StandardCheckpointer() as checkpointer:
+def item_metadata(folder: epath.Path) -> dict[str, Any]:
+    """Path -> metadata (shape, dtype) of each array of one item of a checkpoint.
+
+    Raises:
+      Damaged: it cannot be read.
+    """
+    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(_absolute(folder))
     found = getattr(metadata, "item_metadata", metadata)
     found = getattr(found, "tree", found)
-    return jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda x: hasattr(x, "shape"))[0]
+    return leaves_by_path(found, lambda x: hasattr(x, "shape"))
 
 
 def _restore_item(folder: epath.Path, item: str, target, partial: bool = False):
-    """partial: `target` is a part of what was saved."""
-    if partial:
-        arguments = ocp.args.PyTreeRestore(
-            item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(_absolute(folder / item), args=arguments)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(_absolute(folder / item), target)
+    """partial: `target` is a part of what was saved. Raises Damaged."""
+    with _reading(folder / item):
+        if partial:
+            arguments = ocp.args.PyTreeRestore(
+                item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+            )
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                found = checkpointer.restore(_absolute(folder / item), args=arguments)
+        else:
+            with ocp.StandardCheckpointer() as checkpointer:
+                found = checkpointer.restore(_absolute(folder / item), target)
+    wrong = checksums.differing(found, _read_meta(folder)[1].get(item, {}))
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise Damaged(f"{folder} is damaged: {item} {wrong[0]}{more} differ from what was written")
+    return found
+
+
+@contextlib.contextmanager
+def _reading(what: epath.Path):
+    """What Orbax and tensorstore raise for files that are missing, cut off or garbled becomes Damaged."""
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except PermissionError as e:
+        raise UserError(f"{what} cannot be read ({_first_line(e)})") from e
+    except Exception as e:  # of tensorstore's errors Orbax makes plain ones
+        why = _first_line(e.__cause__ or e)
+        raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [""])[0][:200]
 
 
 def _absolute(path: epath.Path) -> epath.Path:
@@ -258,7 +410,8 @@ def _with_sharding(leaf, sharding):
 
 def base_of(path, params, only: Collection[str]) -> dict[str, str]:
     """What meta["base"] says of the checkpoint below `path`, from which all but `only` of `params` came."""
-    return {"path": str(_absolute(find_step(path))), "fingerprint": _fingerprint(select(params, lambda p: p not in only))}
+    others = select(params, lambda p: p not in only)
+    return {"path": str(_absolute(find_step(path))), "fingerprint": checksums.fingerprint(others)}
 
 
 def _restore_params(folder: epath.Path, target, may_lack: Collection[str] = ()):
@@ -281,10 +434,10 @@ def _restore_params(folder: epath.Path, target, may_lack: Collection[str] = ()):
     for layer, _, shapes in layers:
         part = select(target, lambda path, layer=layer: path in have and have[path][0] == layer)
         if part:
-            whole = len(_flatten(part)) == len(shapes)
+            whole = len(leaves_by_path(part)) == len(shapes)
             params = join(params, _restore_item(layer, "params", part, partial=not whole))
     _, base, own = layers[0]
-    if base and _fingerprint(select(params, lambda path: path not in own)) != base["fingerprint"]:
+    if base and checksums.fingerprint(select(params, lambda path: path not in own)) != base["fingerprint"]:
         raise UserError(f"{folder} was trained on top of {base['path']}, which holds other parameters now: put the old "
                         "checkpoint back there")
     return params
@@ -304,27 +457,18 @@ def with_bases(folder: epath.Path):
         folder = below
 
 
-def _fingerprint(params) -> str:
-    """Of the parameters' names and bits: the same on any mesh, and in any layout of the bytes on disk."""
-    leaves = sorted(_flatten(params))
-    return hashlib.sha256(repr([(name, int(_sum_of_bits(leaf))) for name, leaf in leaves]).encode()).hexdigest()[:16]
-
-
-@jax.jit
-def _sum_of_bits(x: jax.Array) -> jax.Array:
-    # Whole numbers, modulo 2^32: no order of summation changes the sum.
-    words = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize])
-    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
-
-
 def _shapes(folder: epath.Path, item: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of a checkpoint's arrays by path, read without the arrays."""
-    return {path_name(path): tuple(leaf.shape) for path, leaf in item_metadata(folder / item)}
+    """Shapes of a checkpoint's arrays by path, read without the arrays. Raises Damaged."""
+    found = {path: tuple(leaf.shape) for path, leaf in item_metadata(folder / item).items()}
+    stored = _read_meta(folder)[1].get(item)
+    if stored is not None and checksums.shapes(stored) != found:
+        raise Damaged(f"{folder} is damaged: the arrays of its `{item}` are not those that were written")
+    return found
 
 
 def _check_params(folder: epath.Path, have: Mapping[str, tuple[int, ...]], expected, may_lack: Collection[str]) -> None:
     """Raises UserError that names what differs between the checkpoint's parameters and the model's."""
-    want = {name: leaf.shape for name, leaf in _flatten(expected)}
+    want = {name: leaf.shape for name, leaf in leaves_by_path(expected).items()}
     wrong = [f"{n} missing" for n in sorted(want.keys() - have.keys() - set(may_lack))]
     wrong += [f"{n} not in the model" for n in sorted(have.keys() - want.keys())]
     wrong += [f"{n} is {have[n]}, not {want[n]}" for n in sorted(want.keys() & have.keys()) if have[n] != want[n]]
@@ -342,14 +486,11 @@ def _check_opt_state(folder: epath.Path, expected: Mapping[str, Any]) -> None:
                         "use its optimizer and Trainable.patterns, or another MODEL_DIR")
 
 
-def _flatten(tree) -> list[tuple[str, Any]]:
-    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _as_dict(tree) -> dict[str, Any]:
+def as_dict(tree) -> dict[str, Any]:
     """An optax state as a flat dictionary of its arrays by path: names in the file, not Python classes."""
-    return {path_name(path).replace("/", "."): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {name.replace("/", "."): leaf for name, leaf in leaves_by_path(tree).items()}
 
 
-def _from_dict(flat: dict[str, Any], like):
+def from_dict(flat: Mapping[str, Any], like):
+    """What `as_dict` was given, with the structure of `like`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: flat[path_name(path).replace("/", ".")], like)

@@ -1,6 +1,7 @@
 """`t5x-lite JOB --gin_file=... --gin.NAME=VALUE ...`: flags in, one job called, one line for a mistake.
 
-Exit codes: 0 done, 1 the program failed (with its trace), 2 the user can mend it (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 the program failed (with its trace), 2 the user can mend it (one line on stderr), 75 told to stop
+by SIGTERM (started again, it goes on), 130 interrupted.
 
 JAX and the jobs are imported only after the flags have been understood, so that `--help` and a misspelt flag are
 answered at once.
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import gin
 
 from t5x_lite import configuration, gin_files
-from t5x_lite.errors import UserError
+from t5x_lite.errors import Preempted, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Options:
     bindings: list[configuration.Binding] = dataclasses.field(default_factory=list)
     search_paths: list[str] = dataclasses.field(default_factory=list)
     dry_run: bool = False
+    allow_config_change: bool = False
     verbose: bool = False
     help: bool = False
     version: bool = False
@@ -118,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Only the first line: gin appends the configurables that an exception passed through.
         print(f"t5x-lite: error: {(str(e).splitlines() or [''])[0]}", file=sys.stderr)
         return 2
+    except Preempted as e:
+        print(f"t5x-lite: {e.message}; started again, it goes on", file=sys.stderr)
+        return e.code
     except KeyboardInterrupt:
         print("t5x-lite: interrupted", file=sys.stderr)
         return 130
@@ -152,10 +157,11 @@ def run_job(options: Options) -> int:
     for note in parsed.notes:
         print(f"t5x-lite: note: {note}", file=sys.stderr)
     arguments = {}
-    if options.dry_run:
-        if "dry_run" not in inspect.signature(function).parameters:
-            raise UserError(f"--dry_run: {options.job} has no dry run")
-        arguments["dry_run"] = True
+    for switch, what in _JOB_SWITCHES.items():
+        if getattr(options, switch):
+            if switch not in inspect.signature(function).parameters:
+                raise UserError(f"--{switch}: {options.job} has no {what}")
+            arguments[switch] = True
 
     # 3. Processes: several hosts find each other here, after the configuration and before the first question to JAX
     #    about its devices.
@@ -187,7 +193,9 @@ def compilation_cache(folder: str | None = "~/.cache/t5x-lite/xla") -> None:
 # Flags
 # ----------------------------------------------------------------------------------------------------------------------
 
-_SWITCHES = ("dry_run", "verbose", "help", "version")
+# Parameters of the jobs that know them, and what they are about.
+_JOB_SWITCHES = {"dry_run": "dry run", "allow_config_change": "run to go on with"}
+_SWITCHES = (*_JOB_SWITCHES, "verbose", "help", "version")
 
 
 def parse_flags(argv: Sequence[str]) -> Options:
@@ -296,6 +304,8 @@ def job_help(name: str) -> str:
         ("--gin_search_paths=A,B", "more folders in which gin files are looked up"),
         *((f"--{flag}=TEXT", text) for flag, (_, text) in job.flags.items()),
         ("--dry_run", "check everything, say what would be done, do nothing"),
+        *([("--allow_config_change", "go on in MODEL_DIR although the model, the data or the seed is another")]
+          if name == "train" else []),
         ("--verbose", "show the trace of an error in the configuration too"),
     ]
     example = ["  " + line for line in job.example.splitlines()]

@@ -198,6 +198,15 @@ def operative_config(job: str = "JOB") -> str:
     return "\n".join(header) + "\n\n" + gin.operative_config_str(max_line_length=118).rstrip() + "\n"
 
 
+def operative_values() -> dict[str, str]:
+    """Return what the run so far has used, defaults included: name of the binding or macro -> text of its value."""
+    with _operative() as operative:
+        values = {_display((scope, selector, argument)): gin_config._format_value(value)
+                  for (scope, selector), arguments in operative.items() if selector != _CONSTANT
+                  for argument, value in arguments.items()}
+    return {name: text for name, text in values.items() if text is not None}
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Reading
 # ----------------------------------------------------------------------------------------------------------------------

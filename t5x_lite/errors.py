@@ -25,3 +25,11 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
 def did_you_mean(near: Sequence[str]) -> str:
     """' (did you mean A or B?)', or nothing where nothing is near."""
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+class Preempted(SystemExit):
+    """The run was told to stop (SIGTERM) and can be started again: exit code 75, EX_TEMPFAIL of BSD's sysexits.h."""
+
+    def __init__(self, message: str = "told to stop (SIGTERM)"):
+        super().__init__(75)
+        self.message = message

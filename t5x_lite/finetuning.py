@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from t5x_lite.errors import UserError
 from t5x_lite.models import T5Config
 from t5x_lite.models.finetuning_config import as_scanned
-from t5x_lite.partitioning import path_name
+from t5x_lite.partitioning import leaves_by_path, path_name
 
 Tree = Any  # nested dictionaries of arrays
 
@@ -112,7 +112,7 @@ class Trainable:
 
     def check(self, params: Tree) -> None:
         """Raises UserError for a pattern that matches no parameter: it would freeze in silence what it was to train."""
-        paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+        paths = list(leaves_by_path(params))
         for where, patterns in (("Trainable.patterns", self.patterns),
                                 ("GradualUnfreezing.always", self.unfreezing.always if self.unfreezing else ())):
             for pattern in patterns:
@@ -158,8 +158,8 @@ def join(one: Tree, other: Tree) -> Tree:
 def stack_depths(params: Tree) -> dict[str, int]:
     """Path of each stack of layers -> its number of layers."""
     depths: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        stack, layer = _stack_and_layer(path_name(path))
+    for path, leaf in leaves_by_path(params).items():
+        stack, layer = _stack_and_layer(path)
         if stack is not None:
             depths[stack] = max(depths.get(stack, 0), leaf.shape[0] if layer < 0 else layer + 1)
     return depths

@@ -114,7 +114,7 @@ class Partitioner:
         Raises:
           UserError: a dimension that its mesh axes do not divide, named with its parameter.
         """
-        axes_leaves = dict(_flatten(logical_axes))
+        axes_leaves = leaves_by_path(logical_axes, _is_axes)
 
         def one(path, leaf):
             name = path_name(path)
@@ -177,10 +177,10 @@ def optimizer_state_axes(abstract_state: Any, abstract_params: Any, logical_axes
     Returns:
       A flat dictionary from path to a tuple of names.
     """
-    params = {name: leaf.shape for name, leaf in _flatten(abstract_params)}
-    axes = dict(_flatten(logical_axes))
+    params = {name: leaf.shape for name, leaf in leaves_by_path(abstract_params).items()}
+    axes = leaves_by_path(logical_axes, _is_axes)
     result = {}
-    for name, leaf in _flatten(abstract_state):
+    for name, leaf in leaves_by_path(abstract_state).items():
         owner = _owner(name, params)
         result[name] = _slot_axes(name, leaf.shape, params[owner], axes[owner]) if owner else (None,) * len(leaf.shape)
     return result
@@ -215,13 +215,13 @@ def path_name(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
+def leaves_by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """{`path_name`: leaf}, in the tree's own order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]}
+
+
 def _is_axes(x) -> bool:
     return isinstance(x, tuple) and type(x) is tuple and all(a is None or isinstance(a, str) for a in x)
-
-
-def _flatten(tree):
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_axes)[0]
-    return [(path_name(path), leaf) for path, leaf in leaves]
 
 
 def _as_tuple(axes) -> tuple[str, ...]:

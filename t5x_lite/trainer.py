@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from t5x_lite import finetuning, partitioning
 from t5x_lite.errors import UserError
@@ -19,7 +20,7 @@ from t5x_lite.finetuning import Trainable
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model
 from t5x_lite.optimizers import Optimizer
-from t5x_lite.partitioning import Partitioner, path_name
+from t5x_lite.partitioning import Partitioner, leaves_by_path
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -96,14 +97,25 @@ def train_step(
     trainable: Trainable = ALL,
 ) -> tuple[TrainState, Metrics]:
     """One update. Metrics are float scalars; `tokens` counts the real input and target tokens of the global batch, and
-    norms are those of the trained parameters."""
+    norms are those of the trained parameters.
+
+    Where the loss or a gradient is not finite, parameters and optimizer state stay as they are, bit by bit, and the
+    metric `skipped` is 1; the step counts all the same.
+    """
     trained, frozen = trainable.split(state.params)
     grads, sums = loss_and_grads(model, loss, trained, batch, state.step, seed, num_microbatches, frozen)
     mask = trainable.mask(trained, state.params, state.step)
-    trained, opt_state, norms = optimizer.update(grads, state.opt_state, trained, state.step, mask)
+    updated, opt_state, norms = optimizer.update(grads, state.opt_state, trained, state.step, mask)
+    means = _means(sums)
+    # The optimizer's own norm leaves out what a mask keeps still, whose moments go on.
+    grad_norm = norms["grad_norm"] if mask is None else optax.tree.norm(grads)
+    finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
+    trained, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (updated, opt_state), (trained, state.opt_state)
+    )
     names = ("encoder_input_tokens", "decoder_target_tokens")
     tokens = sum(jnp.sum(batch[name] > 0) for name in names if name in batch)
-    metrics = {**_means(sums), **norms, "tokens": tokens}
+    metrics = {**means, **norms, "tokens": tokens, "skipped": 1.0 - finite.astype(jnp.float32)}
     return TrainState(state.step + 1, finetuning.join(trained, frozen), opt_state), metrics
 
 
@@ -146,8 +158,7 @@ class Trainer:
 
     @functools.cached_property
     def trained_paths(self) -> frozenset[str]:
-        paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(self.abstract_state.params)[0]]
-        return frozenset(filter(self.trainable.trains, paths))
+        return frozenset(filter(self.trainable.trains, leaves_by_path(self.abstract_state.params)))
 
     @functools.cached_property
     def shardings(self) -> TrainState:

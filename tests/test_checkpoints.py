@@ -103,7 +103,7 @@ def test_what_is_not_there_is_said(saved, tmp_path):
 
 def test_only_so_many_checkpoints_are_kept(tmp_path):
     a_trainer = make_trainer()
-    checkpointer = checkpoints.Checkpointer(tmp_path, max_to_keep=2)
+    checkpointer = checkpoints.Checkpointer(tmp_path, checkpoints.Keep(last=2))
     state = a_trainer.init()
     for _ in range(4):
         state, _ = a_trainer.step(state, batch())

@@ -127,7 +127,7 @@ def test_adafactors_state_of_an_unscanned_checkpoint(unscanned, tmp_path):
     # The fixture was trained with min_dim_size_to_factor = 32.
     optimizer = optimizers.adafactor(optimizers.constant_rate(), min_dim_size_to_factor=32)
     tree = Model(weights.config).abstract_params()
-    fresh = checkpoints._as_dict(jax.eval_shape(optimizer.init, tree))
+    fresh = checkpoints.as_dict(jax.eval_shape(optimizer.init, tree))
     assert {name: (a.shape, a.dtype) for name, a in found.items()} == {n: (a.shape, a.dtype) for n, a in fresh.items()}
     for path, array in theirs.items():
         *path, slot = path.split("/")
@@ -170,7 +170,7 @@ def test_optax_calls_the_first_axis_of_a_square_matrix_its_rows():
     rows, columns = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 1.0, 2.0, 7.0])
     gradient = {"w": jnp.asarray(np.outer(rows, columns), jnp.float32)}
     _, state, _ = optimizer.update(gradient, optimizer.init(gradient), gradient, jnp.int32(0))
-    found = checkpoints._as_dict(state)
+    found = checkpoints.as_dict(state)
     (row,) = [array for name, array in found.items() if name.endswith("v_row.w")]
     np.testing.assert_allclose(row / row[0], rows**2, rtol=1e-5)
 
@@ -238,7 +238,7 @@ def test_training_starts_from_t5x_as_it_is(unscanned):
     assert wi.sharding == trainer.shardings.params["decoder"]["layers"]["mlp"]["wi"]["kernel"]
     np.testing.assert_array_equal(wi[1], theirs["decoder/layers_1/mlp/wi/kernel"])
     slots = raw(unscanned / "checkpoint_16", "state/param_states")
-    found = checkpoints._as_dict(state.opt_state)
+    found = checkpoints.as_dict(state.opt_state)
     np.testing.assert_array_equal(found["inner_states.stack_of_2.inner_state.0.v_row.encoder.layers.mlp.wi.kernel"][1],
                                   slots["encoder/layers_1/mlp/wi/kernel/v_row"])
     assert (np.asarray(found["inner_states.stack_of_2.inner_state.0.count"]) == UNSCANNED_STEP).all()

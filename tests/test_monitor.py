@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -142,6 +144,70 @@ def test_other_processes_write_nothing(tmp_path):
         writer.write(1, {"train/loss": 1.0})
         writer.flush()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_loses_no_line(tmp_path):
+    """/dev/full: every write to it fails as on a full disk."""
+    said = []
+    path, away = tmp_path / "metrics.jsonl", tmp_path / "away"
+    with monitor.MetricsWriter(tmp_path, say=said.append) as writer:
+        writer.write(1, {"train/loss": 1.0})
+        path.rename(away)
+        path.symlink_to("/dev/full")
+        for step in (2, 3):
+            writer.write(step, {"train/loss": 1.0})
+        assert len(said) == 1 and "No space left on device" in said[0]
+        path.unlink()
+        away.rename(path)
+        writer.write(4, {"train/loss": 1.0})
+    assert "written again" in said[1] and pairs(tmp_path) == [(step, "train/loss") for step in (1, 2, 3, 4)]
+
+
+def test_a_disk_that_fills_up_within_a_line_leaves_no_half_of_it(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    said = []
+    with monitor.MetricsWriter(tmp_path, say=said.append) as writer:
+        writer.write(1, {"train/loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+            writer.write(2, {"train/loss": 1.0})
+            assert (tmp_path / "metrics.jsonl").stat().st_size == size and len(said) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        writer.write(3, {"train/loss": 1.0})
+    assert pairs(tmp_path) == [(step, "train/loss") for step in (1, 2, 3)]
+
+
+def test_a_folder_that_vanishes_comes_back(tmp_path, append):
+    with monitor.MetricsWriter(tmp_path / "run", append=append, part_seconds=0) as writer:
+        writer.write(1, {"train/loss": 1.0})
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").write_text("")
+        writer.write(2, {"train/loss": 1.0})
+        (tmp_path / "run").unlink()
+        if not append:
+            (tmp_path / "run").mkdir()
+        writer.write(3, {"train/loss": 1.0})
+    assert pairs(tmp_path / "run") == [(2, "train/loss"), (3, "train/loss")]
+
+
+def test_going_back_drops_what_came_after(tmp_path, append, monkeypatch):
+    with monitor.MetricsWriter(tmp_path, append=append, part_seconds=0) as writer:
+        for step in range(1, 6):
+            writer.write(step, {"train/loss": -1.0})
+        writer.rewind(2)
+        assert pairs(tmp_path) == [(1, "train/loss"), (2, "train/loss")]
+        for step in range(3, 5):
+            writer.write(step, {"train/loss": 1.0})
+    assert [line["value"] for line in lines(tmp_path)] == [-1.0, -1.0, 1.0, 1.0]
+    events(tmp_path, monkeypatch)  # sets the switch
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    assert [(event.step, event.value) for event in accumulator.Scalars("train/loss")] == [
+        (1, -1.0), (2, -1.0), (3, 1.0), (4, 1.0)]
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------

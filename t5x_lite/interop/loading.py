@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
-from t5x_lite.checkpoints import _as_dict, _from_dict
+from t5x_lite.checkpoints import as_dict, from_dict
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats
 from t5x_lite.interop import weights as w
 from t5x_lite.models import Model
-from t5x_lite.partitioning import path_name
+from t5x_lite.partitioning import leaves_by_path
 from t5x_lite.trainer import TrainState
 
 
@@ -40,26 +40,25 @@ def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer
     params = _place(f"{path} (parameters)", weights.params, state.params, shardings.params, may_lack)
     opt_state = state.opt_state
     if restore_optimizer_state:
-        flat = {name.replace("/", "."): leaf for name, leaf in _as_dict(state.opt_state).items()}
-        where = _as_dict(shardings.opt_state)
-        opt_state = _from_dict(_place(f"{path} (optimizer)", weights.opt_state, flat, where), state.opt_state)
+        flat = {name.replace("/", "."): leaf for name, leaf in as_dict(state.opt_state).items()}
+        where = as_dict(shardings.opt_state)
+        opt_state = from_dict(_place(f"{path} (optimizer)", weights.opt_state, flat, where), state.opt_state)
     return TrainState(state.step, params, opt_state), weights.step
 
 
 def _place(what: str, tensors: dict[str, w.Tensor], like, shardings, may_lack: Collection[str] = ()):
     """`tensors`, stacked where `like` is, as device arrays of its shapes, dtypes and shardings; `like`'s own arrays for
     the paths in `may_lack` that are not there."""
-    leaves = jax.tree_util.tree_flatten_with_path(like)[0]
-    names = [path_name(path) for path, _ in leaves]
-    if not set(names) - set(may_lack) <= tensors.keys():
-        tensors = w.stacked_state(tensors) if any(name.startswith("inner_states.") for name in names) else \
+    leaves = leaves_by_path(like)
+    if not leaves.keys() - set(may_lack) <= tensors.keys():
+        tensors = w.stacked_state(tensors) if any(name.startswith("inner_states.") for name in leaves) else \
             w.stacked(tensors)
     kept = set(may_lack) - tensors.keys()
-    expected = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True) if name not in kept}
+    expected = {name: leaf.shape for name, leaf in leaves.items() if name not in kept}
     w.check_shapes(what, {name: tensor.shape for name, tensor in tensors.items()}, expected,
                    "Use the model file and the optimizer of that checkpoint")
     placed = []
-    for name, (_, leaf), sharding in zip(names, leaves, jax.tree.leaves(shardings), strict=True):
+    for (name, leaf), sharding in zip(leaves.items(), jax.tree.leaves(shardings), strict=True):
         if name in kept:
             placed.append(leaf)
             continue

@@ -16,7 +16,6 @@ from t5x_lite import checkpoints
 from t5x_lite.interop import weights as w
 from t5x_lite.interop import zarr
 from t5x_lite.models import T5Config
-from t5x_lite.partitioning import path_name
 
 # Pieces of the stored arrays: small enough to compress and to restore a device's share without reading all.
 CHUNK_BYTES = 64 * 2**20
@@ -107,8 +106,7 @@ def _save(folder: epath.Path, tree: Mapping[str, Any]) -> None:
 def _open(folder: epath.Path) -> dict[str, w.Tensor]:
     """Path -> tensor of one item, of which only the metadata is read."""
     named = zarr.in_orbax(folder)
-    names = (path_name(path) for path, _ in checkpoints.item_metadata(folder))
-    return {name: named(name.replace("/", ".")) for name in names}
+    return {name: named(name.replace("/", ".")) for name in checkpoints.item_metadata(folder)}
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -18,7 +18,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from t5x_lite import optimizers
-from t5x_lite.checkpoints import _as_dict
+from t5x_lite.checkpoints import as_dict
 from t5x_lite.errors import UserError
 from t5x_lite.interop import shapes, zarr
 from t5x_lite.interop import weights as w
@@ -260,7 +260,7 @@ def _abstract_state(params: Mapping[str, w.Tensor], factored: Mapping[str, bool]
                         "min_dim_size_to_factor gives: convert without optimizer_state")
     size = least if least < 128 or (whole and max(whole) >= 128) else 128
     optimizer = optimizers.adafactor(optimizers.constant_rate(), min_dim_size_to_factor=size)
-    return _as_dict(jax.eval_shape(optimizer.init, tree))
+    return as_dict(jax.eval_shape(optimizer.init, tree))
 
 
 def _slot_of(name: str, params: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model, T5Config
-from t5x_lite.partitioning import path_name
+from t5x_lite.partitioning import leaves_by_path
 
 Rules = Iterable[tuple[str, str | None]]  # (regular expression, replacement or None)
 
@@ -98,7 +98,7 @@ class Weights:
 def expected_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
     """Path -> shape and dtype of every parameter of `Model(config)`, layers apart."""
     tree = Model(dataclasses.replace(config, scan_layers=False)).abstract_params()
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return leaves_by_path(tree)
 
 
 def check_shapes(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]],

@@ -1,6 +1,7 @@
 """The job `train`: pretraining and finetuning are the same, from different parameters on different data."""
 
-import json
+import contextlib
+import dataclasses
 import math
 import time
 
@@ -9,15 +10,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import checkpoints, configuration, flops, monitor
-from t5x_lite.data import Batches, NpzSource, SeqioSource, gather_positions
+from t5x_lite import checkpoints, configuration, flops, monitor, preemption, run_folder
+from t5x_lite.data import Batches, NpzSource, SeqioSource
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
 from t5x_lite.finetuning import Trainable
+from t5x_lite.health import Health, Watch
+from t5x_lite.loop import Calendar, Loop, Standing
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
 from t5x_lite.optimizers import Optimizer, set_counts
-from t5x_lite.partitioning import MeshConfig, path_name
+from t5x_lite.partitioning import MeshConfig, leaves_by_path
+from t5x_lite.saving import Keep, Retry, Saver
 from t5x_lite.trainer import Trainer, TrainState
 
 
@@ -33,6 +37,9 @@ def train(
     mesh: MeshConfig | None = None,
     evaluation: Evaluation | None = None,
     trainable: Trainable | None = None,
+    keep: Keep | None = None,
+    retry: Retry | None = None,
+    health: Health | None = None,
     num_microbatches: int = 1,
     seed: int = 0,
     initial_checkpoint_path: str | None = None,
@@ -41,18 +48,26 @@ def train(
     log_every: int = 20,
     evaluate_every: int | None = None,
     save_every: int = 1000,
-    keep_checkpoints: int | None = 3,
     save_only_trained: bool | None = None,
     early_stopping_metric: str | None = None,
     early_stopping_patience: int = 3,
+    watchdog_seconds: float | None = 1800.0,
+    allow_config_change: bool = False,
     dry_run: bool = False,
 ) -> int:
     """Trains until `train_steps`; started again on the same model_dir, goes on from its newest checkpoint.
+
+    However it ended (killed, told to stop, out of disk), what it then does is what the run would have done: the same
+    batches, losses and decisions, bit by bit on the same mesh. What metrics.jsonl says of steps after that checkpoint
+    is dropped and written anew. SIGTERM has it save and end with exit code 75.
 
     Args:
       train_steps: the step to stop at. Steps count from 0, also when finetuning; the schedule's and the optimizer's
         offsets are their own bindings. `absolute_steps` counts on from the initial checkpoint instead, as T5X does.
       trainable: the parameters to train; by default all.
+      keep: which checkpoints stay; by default the last three.
+      retry: what to do when one cannot be saved.
+      health: what to do about losses and gradients that are not finite, and about spikes.
       num_microbatches: the batch is run in so many parts whose gradients add up; same result, less memory.
       seed: of initial parameters and dropout; the data's is the source's own.
       initial_checkpoint_path: parameters to start from when model_dir has no checkpoint yet; other systems'
@@ -63,167 +78,156 @@ def train(
         others. By default so where something is frozen and there is an initial checkpoint of this project.
       early_stopping_metric: for example `eval/pydocs_library/accuracy`; training ends after
         `early_stopping_patience` evaluations without a new best. A name that ends in `loss` is minimised.
+      watchdog_seconds: the stacks of all threads are printed when no step ends for so long (nor an evaluation, nor what
+        comes before the first step); None for never.
+      allow_config_change: go on in model_dir although what the run means has changed: the model's shape, the data or a
+        seed. Other changes are only printed.
       dry_run: print what would run, and stop.
 
     Returns:
       0.
 
     Raises:
-      UserError: anything wrong in the configuration, before the first step.
+      UserError: anything wrong in the configuration, before the first step; model_dir in use by another run; later too
+        many steps in a row without a finite loss, or checkpoints that could not be saved.
+      Preempted: told to stop by SIGTERM.
     """
-    # 1. Everything that gin binds is constructed by now, except what is optional.
-    started = time.monotonic()
-    partitioner = (mesh or MeshConfig()).build()
-    trainable = trainable or Trainable()
-    trainer = Trainer(Model(model), optimizer, loss or Loss(), partitioner, seed, num_microbatches, trainable)
-    for name, value in (("train_steps", train_steps), ("log_every", log_every), ("save_every", save_every)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"train.{name} must be a whole number of at least 1, not {value!r}")
-    if not isinstance(batch_size, int):
-        raise UserError(f"BATCH_SIZE must be a whole number, not {batch_size!r}")
-    trainer.check_batch_size(batch_size)
-    if early_stopping_metric and evaluation is None:
-        raise UserError("train.early_stopping_metric needs train.evaluation")
-    if model.prompt is not None and getattr(data, "packing", False):
-        raise UserError("T5Config.prompt does not go with packed rows; set SeqioSource.packing = False")
-    if save_only_trained and not initial_checkpoint_path:
-        raise UserError("train.save_only_trained needs INITIAL_CHECKPOINT_PATH, where the other parameters are")
-    configuration.check_all_read()
-    # Refused now where there is none, not after the data was opened.
-    foreign = bool(initial_checkpoint_path) and checkpoints.is_foreign(initial_checkpoint_path)
-    if foreign and save_only_trained:
-        raise UserError(f"train.save_only_trained: {initial_checkpoint_path} is another system's checkpoint, which this "
-                        "run's cannot stand on; bring it in with t5x-lite convert first")
+    with contextlib.ExitStack() as until_the_end:
+        notice = until_the_end.enter_context(preemption.listening())
+        # 1. Everything that gin binds is constructed by now, except what is optional.
+        started = time.monotonic()
+        partitioner = (mesh or MeshConfig()).build()
+        trainable = trainable or Trainable()
+        trainer = Trainer(Model(model), optimizer, loss or Loss(), partitioner, seed, num_microbatches, trainable)
+        for name, value in (("train_steps", train_steps), ("log_every", log_every), ("save_every", save_every)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"train.{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(batch_size, int):
+            raise UserError(f"BATCH_SIZE must be a whole number, not {batch_size!r}")
+        trainer.check_batch_size(batch_size)
+        if early_stopping_metric and evaluation is None:
+            raise UserError("train.early_stopping_metric needs train.evaluation")
+        if model.prompt is not None and getattr(data, "packing", False):
+            raise UserError("T5Config.prompt does not go with packed rows; set SeqioSource.packing = False")
+        if save_only_trained and not initial_checkpoint_path:
+            raise UserError("train.save_only_trained needs INITIAL_CHECKPOINT_PATH, where the other parameters are")
+        configuration.check_all_read()
+        # Refused now where there is none, not after the data was opened.
+        foreign = bool(initial_checkpoint_path) and checkpoints.is_foreign(initial_checkpoint_path)
+        if foreign and save_only_trained:
+            raise UserError(f"train.save_only_trained: {initial_checkpoint_path} is another system's checkpoint, which "
+                            "this run's cannot stand on; bring it in with t5x-lite convert first")
 
-    # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
-    main = jax.process_index() == 0
-    say = print if main else (lambda *_: None)
-    say(partitioner.describe())
-    shardings = trainer.shardings
-    parameters, trained = map(_count, (trainer.abstract_state.params, trainable.split(trainer.abstract_state.params)[0]))
-    some = "" if trained == parameters else f", {trained:,} of them trained"
-    say(f"{parameters:,} parameters{some}, {model.param_dtype}; computing in {model.dtype}")
-    blocks = data.open(model.architecture)
-    _check_vocabulary(blocks.vocabulary, model)
-    evaluator = evaluation.open() if evaluation and not dry_run else None
-    if evaluator:
-        say(evaluator.describe())
-    if dry_run:
-        with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
-            _print_dry_run(trainer, next(batches)[0], say)
-        return 0
+        # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
+        main = jax.process_index() == 0
+        say = print if main else (lambda *_: None)
+        say(partitioner.describe())
+        shardings = trainer.shardings
+        shapes = trainer.abstract_state.params
+        parameters, trained = _count(shapes), _count(trainable.split(shapes)[0])
+        some = "" if trained == parameters else f", {trained:,} of them trained"
+        say(f"{parameters:,} parameters{some}, {model.param_dtype}; computing in {model.dtype}")
+        blocks = data.open(model.architecture)
+        _check_vocabulary(blocks.vocabulary, model)
+        evaluator = evaluation.open() if evaluation and not dry_run else None
+        if evaluator:
+            say(evaluator.describe())
+        if dry_run:
+            with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
+                _print_dry_run(trainer, next(batches)[0], say)
+            return 0
 
-    # 3. State. The order matters: 1. this run's own checkpoint, 2. another run's parameters, 3. from scratch.
-    folder = epath.Path(model_dir)
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.gin").write_text(configuration.operative_config("train"))
-    checkpointer = checkpoints.Checkpointer(model_dir, keep_checkpoints)
-    positions, best = np.zeros((data.num_streams, 2), np.int64), {"value": None, "bad": 0}
-    # What a checkpoint must hold itself where its base has the rest.
-    own = trainer.trained_paths | trainer.model.added_paths
-    base = None
-    restored = checkpointer.restore(trainer.abstract_state, shardings, {"positions": positions})
-    if restored:
-        state, positions = restored.state, restored.data["positions"]
-        best = restored.meta.get("early_stopping", best)
-        # A run that saved everything so far goes on so: its initial checkpoint may have changed since.
-        base = None if save_only_trained is False else restored.meta.get("base")
-        say(f"going on from step {int(state.step)} of {checkpointer.folder}")
-    else:
-        state = trainer.init()
-        if initial_checkpoint_path:
-            state, first = checkpoints.initialise(
-                initial_checkpoint_path, state, shardings, restore_optimizer_state=restore_optimizer_state,
-                may_lack=trainer.model.added_paths,
-            )
-            source = None if foreign else checkpoints.find_step(initial_checkpoint_path, first)
-            if model.prompt and (foreign or not checkpoints.read_meta(source)["model"].get("prompt")):
-                state = state._replace(params=_fresh_prompt(trainer, state.params))
-            if not foreign and save_only_trained is not False and trained < parameters:
-                base = checkpoints.base_of(source, state.params, own)
-            say(f"parameters from step {first} of {initial_checkpoint_path}")
-            if absolute_steps:
-                state = _at_step(state, first, shardings)
-    start = int(state.step)
-    meta = {
-        "model": model.to_dict(),
-        "vocabulary": blocks.vocabulary.to_dict() if blocks.vocabulary is not None else None,
-        "feature_lengths": dict(getattr(data, "feature_lengths", {})),
-        **({"base": base} if base else {}),
-    }
-    if base:
-        say(f"checkpoints hold the trained parameters; the others stay in {base['path']}")
+        # 3. State. The order matters: 1. this run's own checkpoint, 2. another run's parameters, 3. from scratch.
+        folder = epath.Path(model_dir)
+        meaning = run_folder.meaning(model, data, BATCH_SIZE=batch_size, RANDOM_SEED=seed)
+        bindings = configuration.operative_values()
+        if main:
+            until_the_end.enter_context(run_folder.lock(folder))
+        watchdog = until_the_end.enter_context(monitor.Watchdog(watchdog_seconds))
+        checkpointer = until_the_end.enter_context(checkpoints.Checkpointer(model_dir, keep or Keep()))
+        # What a checkpoint must hold itself where its base has the rest.
+        own = trainer.trained_paths | trainer.model.added_paths
+        base = None
+        standing = Standing(None, np.zeros((data.num_streams, 2), np.int64), Watch(health or Health()))
+        restored = checkpointer.restore(
+            trainer.abstract_state, shardings, {"positions": standing.positions}, warn=say,
+            check=lambda meta: run_folder.check_unchanged(meta, meaning, bindings, allow_config_change, say),
+        )
+        if restored:
+            standing.positions = restored.data["positions"]
+            standing.watch = Watch(health or Health(), restored.meta.get("health"))
+            standing.take(restored)
+            # A run that saved everything so far goes on so: its initial checkpoint may have changed since.
+            base = None if save_only_trained is False else restored.meta.get("base")
+            say(f"going on from step {int(standing.state.step)} of {checkpointer.folder}")
+        else:
+            state = trainer.init()
+            if initial_checkpoint_path:
+                state, first = checkpoints.initialise(
+                    initial_checkpoint_path, state, shardings, restore_optimizer_state=restore_optimizer_state,
+                    may_lack=trainer.model.added_paths,
+                )
+                source = None if foreign else checkpoints.find_step(initial_checkpoint_path, first)
+                if model.prompt and (foreign or not checkpoints.read_meta(source)["model"].get("prompt")):
+                    state = state._replace(params=_fresh_prompt(trainer, state.params))
+                if not foreign and save_only_trained is not False and trained < parameters:
+                    base = checkpoints.base_of(source, state.params, own)
+                say(f"parameters from step {first} of {initial_checkpoint_path}")
+                if absolute_steps:
+                    state = _at_step(state, first, shardings)
+            standing.state = state
+        if main:
+            run_folder.write_whole(folder / "config.gin", configuration.operative_config("train"))
+        start = int(standing.state.step)
+        meta = {
+            "model": model.to_dict(),
+            "vocabulary": blocks.vocabulary.to_dict() if blocks.vocabulary is not None else None,
+            "feature_lengths": dict(getattr(data, "feature_lengths", {})),
+            "meaning": meaning,
+            "bindings": bindings,
+            **({"base": base} if base else {}),
+        }
+        if base:
+            say(f"checkpoints hold the trained parameters; the others stay in {base['path']}")
 
-    # 4. The loop. Metrics are read one step late, so that the devices never wait for the host.
-    peak, _ = flops.peak(jax.devices()[0], dtype=model.dtype)
-    say(flops.describe_peak(jax.devices()[0], dtype=model.dtype))
-    stop = False
-    with (
-        monitor.MetricsWriter(model_dir, resume_step=start, enabled=main) as writer,
-        monitor.Progress(train_steps, start, enabled=main, started=started) as progress,
-        Batches(blocks, data.num_streams, batch_size, partitioner.batch, positions) as batches,
-    ):
-        meter, lagged = None, monitor.Lagged()
+        # 4. The loop.
+        peak, _ = flops.peak(jax.devices()[0], dtype=model.dtype)
+        say(flops.describe_peak(jax.devices()[0], dtype=model.dtype))
+        if watchdog_seconds is not None:
+            say(f"every thread's stack is printed after {watchdog_seconds:,.0f} s without a step (train.watchdog_seconds)")
+        progress = until_the_end.enter_context(monitor.Progress(train_steps, start, enabled=main, started=started))
+        writer = until_the_end.enter_context(
+            monitor.MetricsWriter(model_dir, resume_step=start, enabled=main, say=progress.note)
+        )
+        batches = until_the_end.enter_context(
+            Batches(blocks, data.num_streams, batch_size, partitioner.batch, standing.positions)
+        )
+        retry = retry or Retry()
+        if jax.process_count() > 1:
+            # Each would wait by its own clock, and they would no longer take the same steps.
+            retry = dataclasses.replace(retry, failures=1)
 
-        def report(done):
-            for step, host in done:
-                meter.step(tokens=host.pop("tokens"))
-                if not math.isfinite(host["loss"]):
-                    raise UserError(f"the loss of step {step} is {host['loss']}; lower the learning rate, or set "
-                                    "adafactor.max_grad_norm; the newest checkpoint is as it was")
-                if step % log_every == 0 or step == start + 1:
-                    host |= meter.window()
-                    writer.write(step, {f"train/{k}": v for k, v in host.items()})
-                progress.update(step, host)
+        def sleep(seconds: float) -> None:
+            with notice.interruptible():
+                time.sleep(seconds)
 
-        def save(step):
-            # Waits for the steps that led here: an array is copied when it exists.
-            if checkpointer.save(state, {"positions": gather_positions(positions)}, {**meta, "early_stopping": best},
-                                 only=own if base else None):
-                writer.flush()
-                progress.note(f"saving step {step}")
-
-        for step in range(start + 1, train_steps + 1):
-            if meter is None:
-                batch, positions = next(batches)
-                meter = _meter(model, batch, peak * jax.device_count())
-            else:
-                with meter.waiting(in_flight=lagged.newest):
-                    batch, positions = next(batches)
-            state, metrics = trainer.step(state, batch)
-            report(lagged.push(step, metrics))
-            last = step == train_steps
-            if evaluator and (last or (evaluate_every and step % evaluate_every == 0)):
-                report(lagged.drain())
-                with meter.paused():
-                    results = evaluator.run(trainer.model, state.params, partitioner)
-                    writer.write(step, results.metrics)
-                    progress.note(f"step {step}: " + _short(results.metrics))
-                    if main and results.samples:
-                        _write_samples(folder, step, results.samples)
-                    stop = _early_stop(best, results.metrics, early_stopping_metric, early_stopping_patience)
-            if last or stop or step % save_every == 0:
-                report(lagged.drain())
-                with meter.paused():
-                    save(step)
-            if stop:
-                progress.note(f"stopping at step {step}: no better {early_stopping_metric} than {best['value']:.4g}")
-                break
-        checkpointer.close()
-    if meter is None:
-        say(f"nothing to do: {model_dir} is at step {start}, TRAIN_STEPS = {train_steps}")
-    else:
-        totals = ", ".join(f"{name} {value:,.4g}" for name, value in meter.total().items())
-        say(f"done: step {int(state.step)}, {totals}")
+        loop = Loop(
+            trainer=trainer,
+            calendar=Calendar(train_steps, log_every, save_every, evaluate_every, early_stopping_metric,
+                              early_stopping_patience),
+            standing=standing, folder=folder, meta=meta, only=own if base else None, batches=batches,
+            evaluator=evaluator, checkpointer=checkpointer,
+            saver=Saver(checkpointer, retry, progress.note, sleep=sleep),
+            writer=writer, progress=progress, watchdog=watchdog, notice=notice, peak=peak * jax.device_count(),
+        )
+        loop.run()
+        progress.close()
+        if loop.meter is None:
+            say(f"nothing to do: {model_dir} is at step {start}, TRAIN_STEPS = {train_steps}")
+        else:
+            totals = ", ".join(f"{name} {value:,.4g}" for name, value in loop.meter.total().items())
+            say(f"done: step {loop.step}, {totals}")
     return 0
-
-
-def _meter(model: T5Config, batch, peak: float) -> monitor.Meter:
-    rows, t = batch["decoder_target_tokens"].shape
-    s = batch["encoder_input_tokens"].shape[1] if "encoder_input_tokens" in batch else 0
-    s += model.prompt.length if model.prompt else 0
-    return monitor.Meter(rows * flops.train_flops_per_example(model, s, t), peak)
 
 
 def _fresh_prompt(trainer: Trainer, params):
@@ -249,45 +253,17 @@ def _at_step(state: TrainState, step: int, shardings: TrainState) -> TrainState:
     return TrainState(jax.device_put(np.int32(step), shardings.step), state.params, opt_state)
 
 
-def _early_stop(best: dict, metrics: dict[str, float], name: str | None, patience: int) -> bool:
-    """Updates `best`; True when the metric has not improved for `patience` evaluations."""
-    if name is None:
-        return False
-    if name not in metrics:
-        raise UserError(f"train.early_stopping_metric = {name!r} is not evaluated; there are {', '.join(sorted(metrics))}")
-    sign = -1 if name.endswith("loss") else 1
-    if best["value"] is None or sign * metrics[name] > sign * best["value"]:
-        best.update(value=metrics[name], bad=0)
-    else:
-        best["bad"] += 1
-    return best["bad"] >= patience
-
-
-def _write_samples(folder: epath.Path, step: int, samples: list[dict[str, str]]) -> None:
-    lines = [json.dumps({"step": step, **sample}, ensure_ascii=False) for sample in samples]
-    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def _short(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items())
-
-
 def _print_dry_run(trainer: Trainer, batch, say) -> None:
-    axes = trainer.model.logical_axes()
     table = monitor.Table(["parameter", "shape", "logical axes", "sharding", "bytes", "trained"], title="parameters")
     total = 0
-    flat = jax.tree_util.tree_flatten_with_path(trainer.abstract_state.params)[0]
-    shardings = jax.tree.leaves(trainer.shardings.params)
-    for (path, leaf), sharding in zip(flat, shardings, strict=True):
-        names = axes
-        for key in path:
-            names = names[key.key]
+    axes = leaves_by_path(trainer.model.logical_axes(), lambda x: isinstance(x, tuple))
+    shardings = leaves_by_path(trainer.shardings.params)
+    for name, leaf in leaves_by_path(trainer.abstract_state.params).items():
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
         total += size
-        spec = ", ".join("·" if s is None else str(s) for s in sharding.spec)
-        name = path_name(path)
+        spec = ", ".join("·" if s is None else str(s) for s in shardings[name].spec)
         trained = "yes" if name in trainer.trained_paths else "no"
-        table.add(name, "×".join(map(str, leaf.shape)), ", ".join(names), spec, f"{size:,}", trained)
+        table.add(name, "×".join(map(str, leaf.shape)), ", ".join(axes[name]), spec, f"{size:,}", trained)
     say(str(table))
     state_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(trainer.abstract_state.opt_state))
     say(f"parameters {total:,} bytes, optimizer state {state_bytes:,} bytes")

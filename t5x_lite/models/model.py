@@ -14,7 +14,7 @@ from t5x_lite.models import finetuning, finetuning_config, language_model
 from t5x_lite.models.config import T5Config
 from t5x_lite.models.encoder_decoder import EncoderDecoder
 from t5x_lite.models.language_model import LanguageModel
-from t5x_lite.partitioning import path_name
+from t5x_lite.partitioning import leaves_by_path
 
 
 class Model:
@@ -74,7 +74,8 @@ class Model:
     @functools.cached_property
     def added_paths(self) -> frozenset[str]:
         """Paths of the parameters that the configuration's finetuning methods add to the plain model."""
-        return _paths(self.abstract_params()) - _paths(Model(self.config.plain()).abstract_params())
+        plain = leaves_by_path(Model(self.config.plain()).abstract_params())
+        return frozenset(leaves_by_path(self.abstract_params()).keys() - plain.keys())
 
     def with_fresh_prompt(self, params, key: jax.Array):
         """`params`, with a prompt that starts from the vocabulary sampled anew from their own token embedding.
@@ -132,7 +133,3 @@ class Model:
           logits float32 [b, v] for the target `index`, and the cache with the position written.
         """
         return self._module(params).step(cache, tokens, index)
-
-
-def _paths(tree) -> frozenset[str]:
-    return frozenset(path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0])

@@ -4,6 +4,7 @@ Event files are framed by TensorBoard's own record writer; its EventFileWriter w
 installed (about ten seconds), so it is not used. Without `tensorboard` only metrics.jsonl is written.
 """
 
+import contextlib
 import io
 import itertools
 import json
@@ -80,6 +81,9 @@ class MetricsWriter:
 
     One process writes a run's training metrics; another one (an evaluation job) may add other names to a local folder.
 
+    What cannot be written (disk full, folder gone) is said once and kept in memory; each later `write` tries again.
+    TensorBoard alone may lack what fell into such a time.
+
     Args:
       model_dir: the run's folder, made if missing.
       resume_step: last completed step of the restored checkpoint, 0 when training from scratch: lines of later steps
@@ -87,16 +91,18 @@ class MetricsWriter:
       enabled: False makes every method do nothing (processes other than the first).
       append: False forces parts, e.g. for a bucket mounted as a folder. None: parts wherever the path has a scheme.
       part_seconds: how long lines may gather before they become a part.
+      say: is told when writing fails and when it works again.
     """
 
     def __init__(self, model_dir, *, resume_step: int | None = None, enabled: bool = True, append: bool | None = None,
-                 part_seconds: float = 60.0):
+                 part_seconds: float = 60.0, say: Callable[[str], None] = print):
         self._enabled = enabled
         if not enabled:
             return
         self._folder = epath.Path(model_dir)
         self._append = "://" not in os.fspath(model_dir) if append is None else append
         self._part_seconds = part_seconds
+        self._say, self._failing = say, False
         self._folder.mkdir(parents=True, exist_ok=True)
         # Highest step written for each name: a write beyond it cannot be a repetition, and needs no look at the files.
         self._last: dict[str, int] = {}
@@ -105,6 +111,16 @@ class MetricsWriter:
         self._parts = self._next_part()
         self._part_started = time.monotonic()
         self._events = _EventWriter(self._folder / "tensorboard", self._append, resume_step)
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from `step`: what was written of later ones is dropped, as on a resume."""
+        if not self._enabled:
+            return
+        self._pending = {key: line for key, line in self._pending.items() if key[0] <= step}
+        self._last = {name: min(last, step) for name, last in self._last.items()}
+        with self._survived():
+            self._keep(lambda at, name: at <= step)
+            self._events.rewind(step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes {name: value} of one step; values are numbers or arrays of one element.
@@ -118,11 +134,13 @@ class MetricsWriter:
         values = {name: scalar(name, value) for name, value in metrics.items()}
         repeated = {(step, name) for name in values if step <= self._last.get(name, -1)}
         if repeated:
-            self._keep(lambda *key: key not in repeated)
+            with self._survived():
+                self._keep(lambda *key: key not in repeated)
         for name, value in values.items():
             self._last[name] = max(step, self._last.get(name, step))
             self._pending[step, name] = metric_line(step, name, value, now)
-        self._events.write(step, values, now)
+        with self._survived():
+            self._events.write(step, values, now)
         if self._append or time.monotonic() - self._part_started >= self._part_seconds:
             self.flush()
 
@@ -130,23 +148,26 @@ class MetricsWriter:
         """Puts everything written so far into files. Call it when a checkpoint has been saved."""
         if not self._enabled or not self._pending:
             return
-        text = "".join(self._pending.values())
-        self._pending.clear()
-        if self._append:
-            # Opened each time, so that whole lines of another writer may come between; one write call for all lines.
-            with (self._folder / METRICS_FILE).open("a") as file:
-                file.write(text)
-        else:
-            (self._folder / f"metrics-{self._parts}.jsonl").write_text(text)
-            self._parts += 1
-            self._part_started = time.monotonic()
-        self._events.flush()
+        text = "".join(self._pending.values()).encode()
+        with self._survived():
+            if self._append:
+                _append(self._folder / METRICS_FILE, text)
+            else:
+                (self._folder / f"metrics-{self._parts}.jsonl").write_bytes(text)
+                self._parts += 1
+                self._part_started = time.monotonic()
+            self._pending.clear()
+            self._events.flush()
+            if self._failing:
+                self._failing = False
+                self._say("metrics are written again, with those of the time between")
 
     def close(self) -> None:
         """Flushes and closes the files."""
         if self._enabled:
             self.flush()
-            self._events.close()
+            with self._survived():
+                self._events.close()
             self._enabled = False
 
     def __enter__(self):
@@ -154,6 +175,15 @@ class MetricsWriter:
 
     def __exit__(self, *unused):
         self.close()
+
+    @contextlib.contextmanager
+    def _survived(self):
+        try:
+            yield
+        except OSError as e:
+            if not self._failing:
+                self._say(f"warning: metrics cannot be written ({e}); they are kept until they can")
+            self._failing = True
 
     def _keep(self, keep: Callable[[int, str], bool]) -> None:
         def remember(step, name):
@@ -168,6 +198,22 @@ class MetricsWriter:
     def _next_part(self) -> int:
         numbers = [int(match[1]) for path in metrics_files(self._folder) if (match := _PART.fullmatch(path.name))]
         return max(numbers, default=-1) + 1
+
+
+def _append(path: epath.Path, text: bytes) -> None:
+    """Appends all of `text` or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Opened each time, so that whole lines of another writer may come between; one write call for all lines.
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            written = file.write(text)
+            if written != len(text):
+                raise OSError(f"{path}: only {written} of {len(text)} bytes fit")
+        except OSError:
+            if os.path.isfile(path):
+                os.truncate(path, before)
+            raise
 
 
 _WRITERS = itertools.count()  # of this process: two made within one second need names of their own
@@ -185,16 +231,17 @@ class _EventWriter:
             self._records = None
             return
         self._event, self._summary, self._record_writer = event_pb2.Event, summary_pb2.Summary, RecordWriter
+        self._session_log = event_pb2.SessionLog
         self._folder, self._append, self._parts = folder, append, 0
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
-        who = f"{socket.gethostname()}.{os.getpid()}.{next(_WRITERS)}"
-        self._stem = f"events.out.tfevents.{int(time.time()):010d}.{who}"
         self._open()
         if resume_step is not None:
-            # "A run starts here": TensorBoard then hides events of this step and later ones that are already there.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._put(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+            self.rewind(resume_step)
+
+    def rewind(self, step: int) -> None:
+        """"A run starts here": TensorBoard then hides events of later steps that are already there."""
+        if self._records is not None:
+            start = self._session_log(status=self._session_log.START)
+            self._put(self._event(wall_time=time.time(), step=step + 1, session_log=start))
             self.flush()
 
     def write(self, step: int, values: Mapping[str, float], wall_time: float) -> None:
@@ -205,7 +252,12 @@ class _EventWriter:
     def flush(self) -> None:
         if self._records is None:
             return
-        self._records.flush()
+        try:
+            self._records.flush()
+        except OSError:
+            # Half an event would hide all that follow it: they go to a file of their own.
+            self._open()
+            raise
         if not self._append and self._put_since_open:
             (self._folder / f"{self._stem}.{self._parts:06d}").write_bytes(self._file.getvalue())
             self._parts += 1
@@ -217,6 +269,11 @@ class _EventWriter:
             self._records.close()
 
     def _open(self):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._append or not self._parts:
+            # TensorBoard reads the files of a folder in the order of their names.
+            who = f"{socket.gethostname()}.{os.getpid()}.{next(_WRITERS)}"
+            self._stem = f"events.out.tfevents.{int(time.time()):010d}.{who}"
         self._file = (self._folder / self._stem).open("ab") if self._append else io.BytesIO()
         self._records = self._record_writer(self._file)
         self._put(self._event(wall_time=time.time(), file_version="brain.Event:2"))  # every file must begin so

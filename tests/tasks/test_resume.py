@@ -9,7 +9,8 @@ import pytest
 from t5x_lite import data, seqio_blocks
 from t5x_lite.partitioning import MeshConfig
 
-SOURCE = data.SeqioSource("pydocs_library_and_summarize", {"inputs": 48, "targets": 16}, num_streams=2, block_records=16)
+LENGTHS = {"inputs": 48, "targets": 16}
+SOURCE = data.SeqioSource("pydocs_library_and_summarize", LENGTHS, num_streams=2, block_records=16)
 FAR = 1_000_000
 
 
@@ -41,11 +42,16 @@ def test_going_on_costs_the_same_at_any_step(monkeypatch):
     costs = []
     read, rows = [], []
     genuine = seqio_blocks._read
-    monkeypatch.setattr(seqio_blocks, "_read", lambda records, chosen: read.append(len(chosen)) or genuine(records, chosen))
+
+    def noted(records, chosen):
+        read.append(len(chosen))
+        return genuine(records, chosen)
+
+    monkeypatch.setattr(seqio_blocks, "_read", noted)
     for k in (1, FAR):
         blocks = dataclasses.replace(SOURCE, mixture_or_task_name="pydocs_summarize").open()
-        genuine_block = blocks.block
-        monkeypatch.setattr(blocks, "block", lambda *at, block=genuine_block: (rows.append(at) or r for r in block(*at)))
+        block = blocks.block
+        monkeypatch.setattr(blocks, "block", lambda *at, block=block: (rows.append(at) or row for row in block(*at)))
         read.clear(), rows.clear()
         data.Stream(blocks, 1, (k, 2)).take(3)
         costs.append((list(read), len(rows)))

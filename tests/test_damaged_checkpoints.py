@@ -1,0 +1,145 @@
+"""Whatever happens to the newest checkpoint's files, a run gets the bits that were saved, or an older checkpoint."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_lite import checkpoints
+from t5x_lite.errors import UserError
+from t5x_lite.trainer import TrainState
+
+DATA = {"positions": np.arange(4, dtype=np.int64).reshape(2, 2)}
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def state(step):
+    rng = np.random.default_rng(step)
+    params = {"a": jnp.asarray(rng.standard_normal((64, 32)), jnp.float32), "b": {"c": jnp.arange(5.0) + step}}
+    return TrainState(jnp.int32(step), params, (jnp.full((7,), float(step)),))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("run")
+    with checkpoints.Checkpointer(folder) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(state(step), DATA, {"model": {}, "early_stopping": {"value": 0.25, "bad": step}})
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def restore(folder):
+    """What a run that starts again gets, and the warnings."""
+    abstract, warnings = jax.eval_shape(lambda: state(0)), []
+    with checkpoints.Checkpointer(folder) as checkpointer:
+        restored = checkpointer.restore(abstract, jax.tree.map(lambda _: ONE, abstract), DATA, warn=warnings.append)
+    return restored, warnings
+
+
+def is_step(restored, step):
+    same = [(np.asarray(a) == np.asarray(b)).all()
+            for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(step)), strict=True)]
+    data = (restored.data["positions"] == DATA["positions"]).all()
+    return all(same) and data and restored.meta["early_stopping"] == {"value": 0.25, "bad": step}
+
+
+def files(folder):
+    return sorted(path for path in (folder / "checkpoints" / "2").rglob("*") if path.is_file())
+
+
+def flip(path, rng):
+    raw = bytearray(path.read_bytes())
+    if raw:
+        raw[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(bytes(raw))
+
+
+def truncate(path, rng):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * rng.random())])
+
+
+def remove(path, rng):
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, remove])
+def test_any_harm_to_any_file_is_found_out_or_does_no_harm(run, harm):
+    rng = np.random.default_rng(5)
+    passed_over = 0
+    for path in files(run):
+        kept = path.read_bytes()
+        harm(path, rng)
+        restored, warnings = restore(run)
+        if is_step(restored, 2):
+            assert warnings == [], path
+            path.write_bytes(kept)
+            continue
+        passed_over += 1
+        assert is_step(restored, 1), path
+        assert len(warnings) == 1 and "checkpoints/2 is damaged" in warnings[0] and "from step 1" in warnings[0]
+        aside = run / "checkpoints" / "damaged-2"
+        assert aside.is_dir() and checkpoints.steps(run) == [1], "its step can be saved again"
+        aside.rename(run / "checkpoints" / "2")
+        path.write_bytes(kept)
+    assert is_step(restore(run)[0], 2)
+    assert passed_over >= 4, "files of arrays, of positions and of the description are among them"
+
+
+def test_a_flipped_bit_that_no_reader_notices_is_found_by_the_checksum(run, monkeypatch):
+    """The arrays as they come from Orbax, one bit changed on the way."""
+    genuine = checkpoints.ocp.StandardCheckpointer.restore
+
+    def flipped(self, folder, target=None, **kwargs):
+        found = genuine(self, folder, target, **kwargs)
+        if str(folder).endswith("2/params"):
+            bits = np.asarray(found["a"]).view(np.uint32).copy()
+            bits[17, 3] ^= 1
+            found["a"] = jax.device_put(bits.view(np.float32), ONE)
+        return found
+
+    monkeypatch.setattr(checkpoints.ocp.StandardCheckpointer, "restore", flipped)
+    restored, warnings = restore(run)
+    assert is_step(restored, 1) and "params a differ from what was written" in warnings[0]
+
+
+def test_a_missing_item_is_damage(run):
+    for item in checkpoints.ITEMS:
+        aside = run / "checkpoints" / "2" / item
+        aside.rename(run / item)
+        restored, warnings = restore(run)
+        assert is_step(restored, 1) and len(warnings) == 1, item
+        (run / "checkpoints" / "damaged-2").rename(run / "checkpoints" / "2")
+        (run / item).rename(aside)
+
+
+def test_a_run_without_an_intact_checkpoint_does_not_begin_anew(run):
+    for step in (1, 2):
+        (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("{")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no checkpoint in .* is intact .*/2 is damaged.*/1 is damaged"):
+            restore(run)
+
+
+def test_half_a_checkpoint_is_none(run):
+    """What a killed save leaves is under another name, is no checkpoint to any reader, and goes."""
+    left = run / "checkpoints" / "3.orbax-checkpoint-tmp"
+    shutil.copytree(run / "checkpoints" / "2", left)
+    assert checkpoints.steps(run) == [1, 2] and checkpoints.find_step(run).name == "2"
+    restored, warnings = restore(run)
+    assert is_step(restored, 2) and not warnings and not left.exists()
+
+
+def test_inference_says_that_its_checkpoint_is_damaged(run):
+    path = run / "checkpoints" / "2" / "meta" / "metadata"
+    path.write_text(path.read_text().replace("0.25", "0.75"))
+    with pytest.raises(UserError, match="2 is damaged: its description is not as it was written"):
+        checkpoints.load_for_inference(run)
