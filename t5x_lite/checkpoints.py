@@ -49,9 +49,13 @@ class Damaged(UserError):
 
 
 class Checkpointer:
-    """Saves and restores the training state of one MODEL_DIR; saving goes on in the background while steps go on."""
+    """Saves and restores the training state of one MODEL_DIR; saving goes on in the background while steps go on.
 
-    def __init__(self, model_dir, keep: Keep = Keep(last=None), asynchronous: bool = True):
+    Args:
+      keep: which checkpoints stay; None for all.
+    """
+
+    def __init__(self, model_dir, keep: Keep | None = None, asynchronous: bool = True):
         self.folder = epath.Path(model_dir) / FOLDER
         self._keep, self._asynchronous = keep, asynchronous
         self._metrics: dict[int, dict[str, float]] = {}
@@ -66,15 +70,16 @@ class Checkpointer:
                 preservation_policy=self,
             ),
         )
-        if self._keep.best:
+        if self._keep and self._keep.best:
             self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
         return manager
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks after each save which checkpoints stay."""
         del context
-        kept = self._keep.chosen([info.step for info in checkpoints], self._metrics)
-        return [info.step in kept for info in checkpoints]
+        steps = [info.step for info in checkpoints]
+        kept = self._keep.chosen(steps, self._metrics) if self._keep else steps
+        return [step in kept for step in steps]
 
     def steps(self) -> list[int]:
         """Of the complete checkpoints, in order."""

@@ -8,7 +8,7 @@ import gin
 import pytest
 
 from t5x_lite import cli, configuration, gin_files
-from t5x_lite.errors import UserError
+from t5x_lite.errors import Preempted, UserError
 
 calls = []
 
@@ -21,6 +21,8 @@ def job_of_the_cli_test(checkpoint, folder=None, fail=None, number=1, dry_run=Fa
         raise UserError("job_of_the_cli_test.fail is 'user': choose another")
     if fail == "interrupt":
         raise KeyboardInterrupt
+    if fail == "preempted":
+        raise Preempted()
     if fail == "bug":
         raise ZeroDivisionError("a bug")
 
@@ -86,6 +88,8 @@ def test_dry_run(capsys):
     assert cli.main(["try", "--checkpoint=a", "--dry_run"]) == 0
     assert calls[0]["dry_run"] is True
     assert error(capsys, "dry", "--dry_run") == "--dry_run: dry has no dry run"
+    assert error(capsys, "try", "--checkpoint=a", "--allow_config_change") == (
+        "--allow_config_change: try has no run to go on with")
     assert cli.main(["dry"]) == 0
     assert calls[1:] == ["dry"]
 
@@ -132,6 +136,11 @@ def test_a_bug_keeps_its_trace_and_ends_with_1(capsys):
 def test_an_interrupt_ends_with_130(capsys):
     assert cli.main(["try", "--checkpoint=a", "--gin.job_of_the_cli_test.fail=interrupt"]) == 130
     assert capsys.readouterr().err == "t5x-lite: interrupted\n"
+
+
+def test_told_to_stop_it_ends_with_75(capsys):
+    assert cli.main(["try", "--checkpoint=a", "--gin.job_of_the_cli_test.fail=preempted"]) == 75
+    assert capsys.readouterr().err == "t5x-lite: told to stop (SIGTERM); started again, it goes on\n"
 
 
 @pytest.mark.parametrize(("argv", "words"), [

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from t5x_lite import checkpoints, cli, configuration, losses, plots, run_folder
+from t5x_lite.partitioning import leaves_by_path
 
 POISON = 63
 
@@ -127,6 +128,7 @@ def test_sigterm_saves_where_it_stands_and_the_next_start_goes_on(healthy, tmp_p
     assert train_losses(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_another_run_in_the_folder_and_another_configuration_are_refused(healthy, tmp_path, capsys):
     arguments, expected = healthy
     assert run(tmp_path, *arguments, TRAIN_STEPS=3) == 0
@@ -170,17 +172,12 @@ def test_an_update_from_no_numbers_is_left_out_and_counted(skipping):
     assert len(bad) == 2 and bad[0] <= 5 < bad[1], "once an epoch"
     steps, skipped = plots.read_metrics(skipping)["train/skipped_updates"]
     assert dict(zip(steps, skipped))[10] == 2
-
-    def params(step):
-        return checkpoints.load_for_inference(skipping, step)[1]["token_embedder"]["embedding"]
-
-    for step in bad:
-        if step > 1:
-            assert (params(step) == params(step - 1)).all()
-        assert np.isfinite(params(step)).all()
-    assert (params(bad[0] + 1) != params(bad[0])).any()
+    assert checkpoints.steps(skipping) == [step for step in range(1, 11) if step not in bad], "of healthy states alone"
+    params = checkpoints.load_for_inference(skipping)[1]
+    assert all(np.isfinite(leaf).all() for leaf in leaves_by_path(params).values())
 
 
+@pytest.mark.slow
 def test_too_many_of_them_stop_the_run(poisoned, skipping, tmp_path, capsys):
     assert run(tmp_path, *poisoned, **{"TRAIN_STEPS": 10, "Health.max_bad_steps": 1}) == 2
     assert f"bad steps in a row up to step {bad_steps(skipping)[0]} " in capsys.readouterr().err
@@ -203,6 +200,7 @@ def test_or_it_goes_back_and_on_with_other_data(poisoned, skipping, tmp_path, ca
     assert (positions[:, 0] * 10 + positions[:, 1]).tolist() == [2 * (12 + back)] * 4, "the bad batches are skipped"
 
 
+@pytest.mark.slow
 def test_a_run_that_went_back_is_the_same_run_when_it_is_stopped_in_between(poisoned, tmp_path):
     assert run(tmp_path / "whole", *poisoned, **ROLL_BACK) == 0
     for steps in (2, 5, 8, 12):
@@ -210,6 +208,7 @@ def test_a_run_that_went_back_is_the_same_run_when_it_is_stopped_in_between(pois
     assert train_losses(tmp_path / "parts") == train_losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_spikes_by_choice(poisoned, skipping, tmp_path, capsys):
     first = next(step for step in bad_steps(skipping) if step > 3)
     spiky = {"TRAIN_STEPS": 12, "train.save_every": 1, "PoisonedLoss.spike": 50.0, "Health.max_bad_steps": 1,
@@ -278,5 +277,5 @@ def test_killed_again_and_again_a_run_is_the_undisturbed_run(tmp_path):
     assert start(tmp_path / "killed", arguments).wait() == 0
     assert train_losses(tmp_path / "killed") == train_losses(tmp_path / "whole")
     last = [checkpoints.load_for_inference(tmp_path / name)[1] for name in ("killed", "whole")]
-    for a, b in zip(*(checkpoints.leaves_by_path(tree).values() for tree in last), strict=True):
+    for a, b in zip(*(leaves_by_path(tree).values() for tree in last), strict=True):
         np.testing.assert_array_equal(a, b)
