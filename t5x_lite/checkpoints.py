@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite import checksums
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import leaves_by_path, path_name
@@ -68,6 +68,8 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 enable_async_checkpointing=self._asynchronous, create=True, cleanup_tmp_directories=True,
                 preservation_policy=self,
+                # Where a folder cannot be made, Orbax's threads would wait for it for 20 minutes, and the process for them.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
         if self._keep and self._keep.best:
@@ -346,7 +348,7 @@ def _read_meta(folder) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
     try:
         sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(_absolute(folder / "meta"))
     except (OSError, ValueError) as e:
-        raise Damaged(f"{folder} is damaged: its `meta` cannot be read ({_first_line(e)})") from e
+        raise Damaged(f"{folder} is damaged: its `meta` cannot be read ({first_line(e)})") from e
     try:
         meta, sums = checksums.opened(sealed)
     except ValueError as e:
@@ -394,14 +396,10 @@ def _reading(what: epath.Path):
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except PermissionError as e:
-        raise UserError(f"{what} cannot be read ({_first_line(e)})") from e
+        raise UserError(f"{what} cannot be read ({first_line(e)})") from e
     except Exception as e:  # of tensorstore's errors Orbax makes plain ones
-        why = _first_line(e.__cause__ or e)
+        why = first_line(e.__cause__ or e)
         raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).splitlines() or [""])[0][:200]
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user, and how it says what was probably meant."""
+"""The exception that speaks to the user, how it says what was probably meant, and the one that ends a run in between."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -25,6 +25,12 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
 def did_you_mean(near: Sequence[str]) -> str:
     """' (did you mean A or B?)', or nothing where nothing is near."""
     return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def first_line(problem: BaseException) -> str:
+    """What an exception says, short enough to stand within a line: long ones (tensorstore's) lose their middle."""
+    line = (str(problem).splitlines() or [""])[0]
+    return line if len(line) <= 240 else f"{line[:120]} … {line[-120:]}"
 
 
 class Preempted(SystemExit):

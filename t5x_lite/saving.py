@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import gin
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, first_line
 
 
 @gin.configurable(module="t5x_lite")
@@ -159,7 +159,7 @@ class Saver:
         self._again_at = self._clock() + wait
         steps = self._checkpointer.steps()
         newest = f"the newest checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-        what = f"saving step {step} failed ({type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:200]})"
+        what = f"saving step {step} failed ({type(problem).__name__}: {first_line(problem)})"
         if self._failures >= self._retry.failures:
             raise UserError(f"{what}, {self._failures} times in a row by now; {newest}. Make room or give access in "
                             f"{self._checkpointer.folder} and start again, or raise Retry.failures") from problem

@@ -21,6 +21,8 @@ import pytest
 from t5x_lite import checkpoints, cli, configuration, losses, plots, run_folder
 from t5x_lite.partitioning import leaves_by_path
 
+pytestmark = pytest.mark.slow  # each run costs some ten seconds
+
 POISON = 63
 
 
@@ -128,7 +130,6 @@ def test_sigterm_saves_where_it_stands_and_the_next_start_goes_on(healthy, tmp_p
     assert train_losses(tmp_path) == expected
 
 
-@pytest.mark.slow
 def test_another_run_in_the_folder_and_another_configuration_are_refused(healthy, tmp_path, capsys):
     arguments, expected = healthy
     assert run(tmp_path, *arguments, TRAIN_STEPS=3) == 0
@@ -177,7 +178,6 @@ def test_an_update_from_no_numbers_is_left_out_and_counted(skipping):
     assert all(np.isfinite(leaf).all() for leaf in leaves_by_path(params).values())
 
 
-@pytest.mark.slow
 def test_too_many_of_them_stop_the_run(poisoned, skipping, tmp_path, capsys):
     assert run(tmp_path, *poisoned, **{"TRAIN_STEPS": 10, "Health.max_bad_steps": 1}) == 2
     assert f"bad steps in a row up to step {bad_steps(skipping)[0]} " in capsys.readouterr().err
@@ -200,7 +200,6 @@ def test_or_it_goes_back_and_on_with_other_data(poisoned, skipping, tmp_path, ca
     assert (positions[:, 0] * 10 + positions[:, 1]).tolist() == [2 * (12 + back)] * 4, "the bad batches are skipped"
 
 
-@pytest.mark.slow
 def test_a_run_that_went_back_is_the_same_run_when_it_is_stopped_in_between(poisoned, tmp_path):
     assert run(tmp_path / "whole", *poisoned, **ROLL_BACK) == 0
     for steps in (2, 5, 8, 12):
@@ -208,7 +207,6 @@ def test_a_run_that_went_back_is_the_same_run_when_it_is_stopped_in_between(pois
     assert train_losses(tmp_path / "parts") == train_losses(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_spikes_by_choice(poisoned, skipping, tmp_path, capsys):
     first = next(step for step in bad_steps(skipping) if step > 3)
     spiky = {"TRAIN_STEPS": 12, "train.save_every": 1, "PoisonedLoss.spike": 50.0, "Health.max_bad_steps": 1,
@@ -258,7 +256,6 @@ def kill_somewhere(kind, process, folder, rng):
     return True
 
 
-@pytest.mark.slow
 def test_killed_again_and_again_a_run_is_the_undisturbed_run(tmp_path):
     write_rows(tmp_path / "rows.npz", 80)
     arguments = flags(tmp_path / "rows.npz", "{'data': 1}", **{"TRAIN_STEPS": STEPS, "train.save_every": 5})
