@@ -68,7 +68,7 @@ class Checkpointer:
             options=ocp.CheckpointManagerOptions(
                 enable_async_checkpointing=self._asynchronous, create=True, cleanup_tmp_directories=True,
                 preservation_policy=self,
-                # Where a folder cannot be made, Orbax's threads would wait for it for 20 minutes, and the process for them.
+                # Else, where a folder cannot be made, Orbax's threads wait 20 minutes for it, and the process for them.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )

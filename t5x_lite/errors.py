@@ -1,4 +1,4 @@
-"""The exception that speaks to the user, how it says what was probably meant, and the one that ends a run in between."""
+"""The exception that speaks to the user, how it says what was probably meant, and the one that ends a run early."""
 
 import difflib
 from collections.abc import Iterable, Sequence

@@ -9,7 +9,6 @@ Whatever stops a run leaves a checkpoint from which the same run goes on: the sa
 import contextlib
 import dataclasses
 import json
-import math
 from collections.abc import Collection
 from typing import Any
 

@@ -86,7 +86,7 @@ def metrics(folder):
 
 @pytest.mark.slow
 def test_an_evaluation_cut_short_is_made_up_for(tmp_path, monkeypatch):
-    """Told to stop within it, the run saves the step that it had reached, and begins the next time with evaluating it."""
+    """Told to stop within it, the run saves the step that it had reached; the next start begins with evaluating it."""
     monkeypatch.setenv("T5X_LITE_COMPILATION_CACHE", "off")
     assert run(tmp_path / "whole") == 0
     genuine, told = evaluation.Evaluator.run, []
