@@ -194,7 +194,7 @@ def train(
         peak, _ = flops.peak(jax.devices()[0], dtype=model.dtype)
         say(flops.describe_peak(jax.devices()[0], dtype=model.dtype))
         if watchdog_seconds is not None:
-            say(f"after {watchdog_seconds:,.0f} s without a step all threads' stacks are printed (train.watchdog_seconds)")
+            say(f"after {watchdog_seconds:,.0f} s without a step all stacks are printed (train.watchdog_seconds)")
         progress = until_the_end.enter_context(monitor.Progress(train_steps, start, enabled=main, started=started))
         writer = until_the_end.enter_context(
             monitor.MetricsWriter(model_dir, resume_step=start, enabled=main, say=progress.note)
