@@ -17,6 +17,15 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from t5x_lite.errors import UserError
+from t5x_lite.line_format import (
+    BYTE_ORDER_MARK,
+    DEFAULT_COLUMNS,
+    Malformed,
+    decode,
+    json_object,
+    text_field,
+    without_end,
+)
 
 STANDARD = "-"  # stdin or stdout
 FORMATS = {".txt": "txt", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -99,22 +108,17 @@ class TextInput:
         with contextlib.nullcontext() if self.path == STANDARD else self._file:
             for line in self._lines:
                 try:
-                    text = line.decode("utf-8")
-                except UnicodeDecodeError as e:
-                    yield Record(line.decode("utf-8", errors="replace"), error=f"not UTF-8 at byte {e.start + 1}")
-                    continue
-                try:
-                    yield parse(text)
-                except _Malformed as e:
-                    yield Record(text, error=str(e))
+                    yield parse(decode(line))
+                except Malformed as e:
+                    yield Record(line.decode("utf-8", errors="replace"), error=str(e))
 
     def _split(self, file: BinaryIO) -> Iterator[bytes]:
         """Lines without their end (LF or CRLF). Split as bytes: str.splitlines also splits at U+2028 and the like."""
         for number, line in enumerate(file):
             self._read += len(line)
             if number == 0:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # byte order mark
-            yield line.removesuffix(b"\n").removesuffix(b"\r")
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            yield without_end(line)
 
     def _find_columns(self) -> list[int]:
         columns = [0, 1]
@@ -130,32 +134,21 @@ class TextInput:
     def _parse_cells(self, text: str) -> Record:
         cells = text.split("\t")
         if len(cells) <= max(self._columns):
-            raise _Malformed(f"{len(cells)} column(s), {max(self._columns) + 1} needed")
+            raise Malformed("wrong number of columns", f"{len(cells)} column(s), {max(self._columns) + 1} needed")
         return Record(*(cells[c] for c in self._columns))
 
     def _parse_json(self, text: str) -> Record:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise _Malformed(f"not JSON: {e}") from e
-        if not isinstance(value, dict):
-            raise _Malformed("not a JSON object")
-        names = [given or default for given, default in zip(self._fields, ("input", "target"), strict=True)]
-        found = []
-        for name in names[:2 if self._with_target else 1]:
-            if name not in value:
-                raise _Malformed(f"no field {name!r}")
-            if not isinstance(value[name], str):
-                raise _Malformed(f"field {name!r} is not a string")
-            found.append(value[name])
+        value = json_object(text)
+        names = [given or default for given, default in zip(self._fields, DEFAULT_COLUMNS["jsonl"], strict=True)]
+        found = [text_field(value, name) for name in names[:2 if self._with_target else 1]]
         return Record(*found, choices=self._parse_choices(value) if self._with_choices else None)
 
     def _parse_choices(self, value: dict[str, Any]) -> tuple[str, ...]:
         if "choices" not in value:
-            raise _Malformed("no field 'choices'")
+            raise Malformed("missing field", "no field 'choices'")
         choices = value["choices"]
         if not isinstance(choices, list) or not choices or not all(isinstance(c, str) for c in choices):
-            raise _Malformed("field 'choices' is not a list of strings")
+            raise Malformed("wrong type", "field 'choices' is not a list of strings")
         return tuple(choices)
 
 
@@ -247,10 +240,6 @@ def open_output(path: epath.PathLike, settings: dict[str, Any], overwrite: bool 
 
 
 _ANEW = "start anew with infer.overwrite=True, or name another output."
-
-
-class _Malformed(Exception):
-    """A line that cannot be understood; says why."""
 
 
 def _part_name(first_line: int) -> str:
