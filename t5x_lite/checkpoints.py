@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums
+from t5x_lite import checksums, vocabularies
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
@@ -354,6 +354,27 @@ def _read_meta(folder) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
     except ValueError as e:
         raise Damaged(f"{folder} is damaged: {e}") from e
     return meta, sums or {}
+
+
+def read_positions(folder: epath.Path) -> np.ndarray:
+    """Where the data streams stood at one checkpoint: int64 [S, 2]."""
+    like = {"positions": np.zeros(_shapes(folder, "data")["positions"], np.int64)}
+    return np.asarray(_restore_item(folder, "data", like)["positions"])
+
+
+def read_vocabulary(path) -> Any | None:
+    """The vocabulary that a checkpoint carries (of `t5x_lite.vocabularies`); None where it carries none.
+
+    Args:
+      path: as of `load_for_inference`.
+    """
+    if is_foreign(path):
+        from t5x_lite.interop import formats  # late: it imports this module
+
+        described = formats.read(path, optimizer_state=False)[1].vocabulary
+    else:
+        described = read_meta(find_step(path)).get("vocabulary")
+    return vocabularies.from_dict(described) if described else None
 
 
 def item_metadata(folder: epath.Path) -> dict[str, Any]:

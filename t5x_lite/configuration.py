@@ -39,7 +39,8 @@ from t5x_lite.gin_files import FLAG, RECORDED, RECORDED_HEADER, GinFile, as_path
 
 # The macros of the shipped files: what each means, and a value to show in help and in errors.
 MACROS: dict[str, tuple[str, str]] = {
-    "MIXTURE_OR_TASK_NAME": ("the seqio task or mixture to train on", "pydocs_summarize"),
+    "MIXTURE_OR_TASK_NAME": ("a task or mixture, files of yours (tsv:, jsonl: or text:), or several with rates",
+                             "tsv:/data/train.tsv"),
     "TASK_FEATURE_LENGTHS": ("longest input and target, in tokens", '{"inputs": 512, "targets": 114}'),
     "TRAIN_STEPS": ("the step at which training ends", "1000"),
     "MODEL_DIR": ("folder for checkpoints, metrics and config.gin (a local path, gs://, s3://)", "/tmp/t5x_lite/run"),

@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -23,8 +23,11 @@ import jax
 import numpy as np
 
 from t5x_lite.errors import UserError
+from t5x_lite.text_files import TextFiles
 
 Row = dict[str, np.ndarray]
+# A checkpoint's vocabulary, which is read only where it is needed.
+FallbackVocabulary = Callable[[], Any | None] | None
 # What a row must have, by architecture (a language model's row is inputs and targets in one), and what it may have.
 LANGUAGE_MODEL_FEATURES = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
 FEATURES = ("encoder_input_tokens", *LANGUAGE_MODEL_FEATURES)
@@ -77,10 +80,11 @@ def permute(indices: np.ndarray, size: int, seed: int) -> np.ndarray:
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class SeqioSource:
-    """A registered seqio task or mixture.
+    """A seqio task or mixture: registered, made of files, or mixed from any of them.
 
     Attributes:
-      mixture_or_task_name: as registered.
+      mixture_or_task_name: as registered; a name of files such as `tsv:/data/train.tsv` (see TextFiles); or several
+        of either with their rates, `{"tsv:/data/train.tsv": 1.0, "pydocs_library": 0.5}`.
       feature_lengths: `{"inputs": 512, "targets": 114}`.
       split: of the data set.
       packing: several examples to a row, which never attend to each other.
@@ -91,9 +95,11 @@ class SeqioSource:
       shuffle_buffer: examples among which a block is shuffled after preprocessing.
       task_modules: modules that register tasks, imported when the source is opened.
       vocabulary: used by every feature instead of the task's own (`@ByteVocabulary()`).
+      text_files: options of the files that `mixture_or_task_name` names.
+      named_files: files with options of their own, by the name that they have in `mixture_or_task_name`.
     """
 
-    mixture_or_task_name: str
+    mixture_or_task_name: str | Mapping[str, float]
     feature_lengths: Mapping[str, int]
     split: str = "train"
     packing: bool = True
@@ -104,16 +110,21 @@ class SeqioSource:
     shuffle_buffer: int = 1000
     task_modules: Sequence[str] = ("t5x_lite.tasks",)
     vocabulary: Any | None = None
+    text_files: TextFiles | None = None
+    named_files: Mapping[str, TextFiles] = dataclasses.field(default_factory=dict)
 
-    def open(self, architecture: str = "encoder_decoder") -> Blocks:
+    def open(self, architecture: str = "encoder_decoder", fallback_vocabulary: FallbackVocabulary = None) -> Blocks:
         """Rows as `T5Config.architecture` takes them.
+
+        Args:
+          fallback_vocabulary: called for the vocabulary of data that have none of their own.
 
         Raises:
           UserError: an unknown task or split, too short feature lengths, or a task without inputs for an encoder.
         """
         from t5x_lite import seqio_blocks  # TensorFlow: seconds, and absent on some machines
 
-        return seqio_blocks.SeqioBlocks(self, architecture)
+        return seqio_blocks.SeqioBlocks(self, architecture, fallback_vocabulary)
 
 
 @gin.configurable(module="t5x_lite")
@@ -133,17 +144,19 @@ class NpzSource:
     num_streams: int = 4
     vocabulary: Any | None = None
 
-    def open(self, architecture: str = "encoder_decoder") -> "NpzBlocks":
-        return NpzBlocks(self, architecture)
+    def open(self, architecture: str = "encoder_decoder",
+             fallback_vocabulary: FallbackVocabulary = None) -> "NpzBlocks":
+        """As `SeqioSource.open`."""
+        return NpzBlocks(self, architecture, fallback_vocabulary)
 
 
 class NpzBlocks:
     """A block is one stream's share of one epoch."""
 
-    def __init__(self, source: NpzSource, architecture: str):
+    def __init__(self, source: NpzSource, architecture: str, fallback_vocabulary: FallbackVocabulary = None):
         required = FEATURES if architecture == "encoder_decoder" else LANGUAGE_MODEL_FEATURES
         self._source = source
-        self.vocabulary = source.vocabulary
+        self.vocabulary = source.vocabulary or (fallback_vocabulary() if fallback_vocabulary else None)
         files = sorted(glob.glob(source.pattern))
         if not files:
             raise UserError(f"NpzSource.pattern = {source.pattern!r}: no such file; give a .npz file or a glob")

@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from t5x_lite import decoding
+from t5x_lite.data import FallbackVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
 from t5x_lite.partitioning import Partitioner
+from t5x_lite.text_files import TextFiles
 from t5x_lite.trainer import eval_step
 
 
@@ -30,10 +32,10 @@ class Evaluation:
       batch_size: examples at a time; rounded up to what the devices divide.
       decode: compute the tasks' own metrics from decoded text too, where a task has some.
       decoder: how to decode; `Decoder()` by default, with targets' length as the limit.
-      task_modules, vocabulary: as in SeqioSource.
+      task_modules, vocabulary, text_files, named_files: as in SeqioSource.
     """
 
-    mixture_or_task_name: str
+    mixture_or_task_name: str | Mapping[str, float]
     feature_lengths: Mapping[str, int]
     split: str = "validation"
     num_examples: int | None = None
@@ -42,10 +44,16 @@ class Evaluation:
     decoder: decoding.Decoder | None = None
     task_modules: Sequence[str] = ("t5x_lite.tasks",)
     vocabulary: Any | None = None
+    text_files: TextFiles | None = None
+    named_files: Mapping[str, TextFiles] = dataclasses.field(default_factory=dict)
 
-    def open(self) -> "Evaluator":
-        """Reads and tokenizes the examples; imports TensorFlow."""
-        return Evaluator(self)
+    def open(self, fallback_vocabulary: FallbackVocabulary = None) -> "Evaluator":
+        """Reads and tokenizes the examples; imports TensorFlow.
+
+        Args:
+          fallback_vocabulary: called for the vocabulary of data that have none of their own.
+        """
+        return Evaluator(self, fallback_vocabulary)
 
 
 @dataclasses.dataclass
@@ -57,13 +65,13 @@ class Results:
 
 
 class Evaluator:
-    def __init__(self, config: Evaluation):
+    def __init__(self, config: Evaluation, fallback_vocabulary: FallbackVocabulary = None):
         from t5x_lite import seqio_evaluation  # TensorFlow
 
         self.config = config
         decoder = config.decoder or decoding.Decoder(max_length=config.feature_lengths["targets"])
         self._decoder = dataclasses.replace(decoder, num_return_sequences=1)  # metrics are of one answer
-        self._data = seqio_evaluation.EvaluationData(config)
+        self._data = seqio_evaluation.EvaluationData(config, fallback_vocabulary)
         self._compiled: dict[Any, Any] = {}
 
     @property

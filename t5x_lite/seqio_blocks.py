@@ -7,7 +7,6 @@ stream's shard of one epoch (of a mixture: the whole endless stream); going on r
 """
 
 import functools
-import importlib
 import os
 import threading
 import warnings
@@ -20,9 +19,10 @@ import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_datasets as tfds  # noqa: E402
 
-from t5x_lite import seqio_sources, vocabularies  # noqa: E402
+from t5x_lite import seqio_sources  # noqa: E402
 from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.seqio_names import check_lengths, find, vocabulary_of  # noqa: E402
 from t5x_lite.seqio_sources import plain_name  # noqa: E402
 
 # More than any task makes of a record on average: the room in which a mixture's block is shuffled.
@@ -34,67 +34,6 @@ BUILDING = threading.Lock()
 
 # JAX owns the accelerators.
 tf.config.set_visible_devices([], "GPU")
-
-
-def find(name: str, task_modules: Sequence[str], vocabulary=None) -> seqio.Task | seqio.Mixture:
-    """The registered task or mixture, on another vocabulary where one is given.
-
-    Raises:
-      UserError: a module that cannot be imported, or an unknown name (with the nearest ones).
-    """
-    for module in task_modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as e:
-            raise UserError(f"task_modules names {module!r}, which cannot be imported: {e}") from e
-    names = set(seqio.TaskRegistry.names()) | set(seqio.MixtureRegistry.names())
-    if name not in names:
-        import difflib
-
-        near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"MIXTURE_OR_TASK_NAME = {name!r} is not registered by {', '.join(task_modules)}{hint}")
-    provider = seqio.get_mixture_or_task(name)
-    return provider if vocabulary is None else _with_vocabulary(provider, vocabulary)
-
-
-def _with_vocabulary(provider, vocabulary):
-    """The same task or mixture, registered beside the original under a name that tells the vocabulary."""
-    tag = f"{derive_seed(vocabulary.to_dict()):08x}"
-    name = f"{provider.name}#{tag}"
-    if isinstance(provider, seqio.Mixture):
-        if name not in seqio.MixtureRegistry.names():
-            # Rates may look at the data, which may not be there: that is found out, and said, later.
-            rates = [
-                (_with_vocabulary(task, vocabulary).name, functools.partial(_rate, provider, task))
-                for task in provider.tasks
-            ]
-            seqio.MixtureRegistry.add(name, rates)
-        return seqio.get_mixture_or_task(name)
-    if name not in seqio.TaskRegistry.names():
-        other = _to_seqio(vocabulary)
-        features = {
-            key: type(f)(**{**vars(f), "vocabulary": other}) for key, f in provider.output_features.items()
-        }
-        seqio.TaskRegistry.add_provider(name, provider.replace(name=name, output_features=features))
-    return seqio.get_mixture_or_task(name)
-
-
-def _rate(mixture: seqio.Mixture, task: seqio.Task, unused_renamed: seqio.Task) -> float:
-    return mixture.get_rate(task)
-
-
-def _to_seqio(vocabulary) -> seqio.Vocabulary:
-    if isinstance(vocabulary, vocabularies.ByteVocabulary):
-        return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
-    if getattr(vocabulary, "path", None) is None:
-        raise UserError("this vocabulary was not read from a file; give SentencePieceVocabulary.path")
-    return seqio.SentencePieceVocabulary(str(vocabulary.path), vocabulary.extra_ids)
-
-
-def vocabulary_of(provider) -> vocabularies.Vocabulary:
-    """The TensorFlow-free twin of the targets' vocabulary."""
-    return vocabularies.from_seqio(provider.output_features["targets"].vocabulary)
 
 
 def converter(
@@ -145,9 +84,9 @@ def _open_records(task: seqio.Task, split: str):
 class SeqioBlocks:
     """See `data.Blocks`; `config` is a `data.SeqioSource`."""
 
-    def __init__(self, config, architecture: str = "encoder_decoder"):
+    def __init__(self, config, architecture: str = "encoder_decoder", fallback_vocabulary=None):
         self._config = config
-        self._provider = find(config.mixture_or_task_name, config.task_modules, config.vocabulary)
+        self._provider = find(config, fallback_vocabulary)
         self._tasks = seqio_sources.tasks_with_split(self._provider, config.split)
         check_lengths(self._provider, config.feature_lengths)
         if architecture == "encoder_decoder" and "inputs" not in self._provider.output_features:
@@ -172,7 +111,7 @@ class SeqioBlocks:
 
     def _block(self, stream: int, k: int) -> tf.data.Dataset | None:
         config = self._config
-        seed = derive_seed(config.seed, config.mixture_or_task_name, stream, k)
+        seed = derive_seed(config.seed, plain_name(self._provider.name), stream, k)
         if self.seekable:
             dataset = self._records_block(stream, k, seed)
         else:
@@ -190,18 +129,9 @@ class SeqioBlocks:
     def _records_block(self, stream: int, k: int, seed: int) -> tf.data.Dataset | None:
         datasets = []
         for j, (task, records) in enumerate(zip(self._tasks, self._records, strict=True)):
-            each = self._rates[j] * self._config.block_records
-            start, stop = int(each * k), int(each * (k + 1))
-            if start == stop:
+            chosen = self._chosen(j, stream, k)
+            if not len(chosen):
                 continue
-            # Streams take turns in the order of an endless sequence of epochs.
-            places = np.arange(start, stop, dtype=np.int64) * self._config.num_streams + stream
-            epochs, within = np.divmod(places, len(records))
-            chosen = np.empty_like(within)
-            for epoch in np.unique(epochs):
-                here = epochs == epoch
-                order = derive_seed(self._config.seed, plain_name(task.name), "epoch", int(epoch))
-                chosen[here] = permute(within[here], len(records), order)
             datasets.append(self._examples(task, _read(records, chosen), derive_seed(seed, j)))
         if len(datasets) < 2:
             return datasets[0] if datasets else None
@@ -209,6 +139,29 @@ class SeqioBlocks:
         # would run dry before the others, and leave the end of every block to them alone.
         whole = functools.reduce(tf.data.Dataset.concatenate, datasets)
         return whole.shuffle(EXAMPLES_A_RECORD * self._config.block_records, seed=seed, reshuffle_each_iteration=False)
+
+    def _chosen(self, j: int, stream: int, k: int) -> np.ndarray:
+        """Numbers of the records that task j gives to block k of a stream."""
+        task, records = self._tasks[j], self._records[j]
+        each = self._rates[j] * self._config.block_records
+        # Streams take turns in the order of an endless sequence of epochs.
+        places = np.arange(int(each * k), int(each * (k + 1)), dtype=np.int64) * self._config.num_streams + stream
+        epochs, within = np.divmod(places, len(records))
+        chosen = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order = derive_seed(self._config.seed, plain_name(task.name), "epoch", int(epoch))
+            chosen[here] = permute(within[here], len(records), order)
+        return chosen
+
+    def origins(self, stream: int, k: int) -> Iterator[tuple[str, Mapping[str, object]]]:
+        """(where it is, the record) of all records of a block, before preprocessing; none where they cannot be told."""
+        if not self.seekable:
+            return
+        for j, (task, records) in enumerate(zip(self._tasks, self._records, strict=True)):
+            chosen = self._chosen(j, stream, k)
+            for i, record in zip(chosen, _read(records, chosen), strict=True):
+                yield records.where(i) if hasattr(records, "where") else f"{plain_name(task.name)} {i}", record
 
     def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
         lengths = dict(self._config.feature_lengths)
@@ -239,10 +192,3 @@ def _read(records, indices: np.ndarray) -> list[Mapping[str, object]]:
     if hasattr(records, "__getitems__"):
         return records.__getitems__(indices)
     return [records[i] for i in indices]
-
-
-def check_lengths(provider, lengths: Mapping[str, int]) -> None:
-    missing = [name for name in provider.output_features if name not in lengths]
-    if missing:
-        raise UserError(f"TASK_FEATURE_LENGTHS lacks {', '.join(missing)}; for example "
-                        '{"inputs": 512, "targets": 114}')

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import seqio
 
-from t5x_lite import seqio_blocks, seqio_sources
+from t5x_lite import seqio_blocks, seqio_names, seqio_sources
 from t5x_lite.errors import UserError
 
 # Random preprocessing (span corruption) of evaluation examples: the same in every evaluation of every run.
@@ -21,14 +21,14 @@ class EvaluationData:
       vocabulary: the targets', TensorFlow-free.
     """
 
-    def __init__(self, config):
-        provider = seqio_blocks.find(config.mixture_or_task_name, config.task_modules, config.vocabulary)
-        seqio_blocks.check_lengths(provider, config.feature_lengths)
+    def __init__(self, config, fallback_vocabulary=None):
+        provider = seqio_names.find(config, fallback_vocabulary)
+        seqio_names.check_lengths(provider, config.feature_lengths)
         self._config, self._provider = config, provider
-        self.vocabulary = seqio_blocks.vocabulary_of(provider)
+        self.vocabulary = seqio_names.vocabulary_of(provider)
         self.examples: dict[str, dict[str, np.ndarray]] = {}
         for task in seqio_sources.tasks_with_split(provider, config.split):
-            self.examples[seqio_blocks.plain_name(task.name)] = self._read(task)
+            self.examples[seqio_sources.plain_name(task.name)] = self._read(task)
         self._evaluator: seqio.Evaluator | None = None
 
     def _read(self, task: seqio.Task) -> dict[str, np.ndarray]:
@@ -42,7 +42,7 @@ class EvaluationData:
             dataset = dataset.take(self._config.num_examples)
         rows = list(dataset.as_numpy_iterator())
         if not rows:
-            raise UserError(f"{seqio_blocks.plain_name(task.name)} has no examples in split {self._config.split!r}")
+            raise UserError(f"{seqio_sources.plain_name(task.name)} has no examples in split {self._config.split!r}")
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def decoded_metrics(self, decode: Callable[[np.ndarray], np.ndarray]):
@@ -78,7 +78,7 @@ class EvaluationData:
             named = {name: getattr(value, "value", value) for name, value in metrics.result()[task.name].items()}
             values = {name: float(value) for name, value in named.items() if np.isscalar(value) or np.ndim(value) == 0}
             predictions = next(iter(outputs[task.name].values()), [])
-            result[seqio_blocks.plain_name(task.name)] = values, self._samples(task, predictions)
+            result[seqio_sources.plain_name(task.name)] = values, self._samples(task, predictions)
         return result
 
     def _samples(self, task: seqio.Task, predictions) -> list[dict[str, str]]:
@@ -91,7 +91,7 @@ class EvaluationData:
                 if f"{key}_pretokenized" in example
             }
             prediction = self.vocabulary.decode([int(i) for i in ids])
-            samples.append({"task": seqio_blocks.plain_name(task.name), **texts, "prediction": prediction})
+            samples.append({"task": seqio_sources.plain_name(task.name), **texts, "prediction": prediction})
         return samples
 
 

@@ -69,6 +69,11 @@ class SentencePieceVocabulary:
             raise UserError(f"{path}: {e}") from e
 
     @property
+    def processor(self) -> sentencepiece.SentencePieceProcessor:
+        """The library's own object on `model_proto`."""
+        return self._sp
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, sentinels included."""
         return self._sp.get_piece_size()

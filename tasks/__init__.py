@@ -14,6 +14,7 @@ from t5x_lite.tasks import (  # noqa: E402,F401  (imported for what they registe
     c4,
     closed_book_qa,
     cnn_dailymail,
+    files,
     glue,
     squad,
     super_glue,

@@ -18,7 +18,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {"t5x_lite": "t5x_lite", "tasks": "t5x_lite/tasks", "gin": "t5x_lite/gin"}  # in the checkout, in the wheel
 HEAVY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "torch", "transformers")
 # The doors to TensorFlow. Everything else must work, and start quickly, where it is not installed.
-NEEDS_TENSORFLOW = {"t5x_lite.seqio_blocks", "t5x_lite.seqio_evaluation", "t5x_lite.seqio_sources"}
+NEEDS_TENSORFLOW = {
+    "t5x_lite.seqio_blocks",
+    "t5x_lite.seqio_evaluation",
+    "t5x_lite.seqio_names",
+    "t5x_lite.seqio_sources",
+}
 
 
 def run(*arguments, cwd, check=True, **environment):
@@ -146,6 +151,24 @@ def test_bare_names_in_a_checkout():
     assert refused.returncode != 0 and "import it as `t5x_lite.tasks`" in refused.stderr, refused.stderr
     library = run("-c", "import gin; print(gin.__file__)", cwd=ROOT).stdout.strip()
     assert ROOT / "gin" not in pathlib.Path(library).parents and library.endswith("__init__.py")
+
+
+@pytest.mark.slow  # imports TensorFlow in a process of its own
+def test_wheel_reads_ones_own_data_in_an_empty_folder(unpacked, tmp_path):
+    lines = [f"question {i}\\tanswer {i}\\n" for i in range(40)]
+    found = run_unpacked(
+        unpacked,
+        tmp_path,
+        "import contextlib, io, json, pathlib\n"
+        "from t5x_lite import cli\n"
+        f"pathlib.Path('own.tsv').write_text('{''.join(lines)}')\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "    code = cli.main(['train', '--gin_file=examples/own_data.gin', '--gin.MIXTURE_OR_TASK_NAME=tsv:own.tsv',\n"
+        "        '--gin.TextFiles.index_folder=None', '--model_dir=run', '--gin.BATCH_SIZE=8', '--dry_run',\n"
+        "        '--show_batches=1'])\n"
+        "print(json.dumps([code, out.getvalue()]))",
+    )
+    assert found[0] == 0 and "from     own.tsv:" in found[1] and "'answer " in found[1], found
 
 
 def requirements():

@@ -1,5 +1,6 @@
 """The job `eval`: metrics of one checkpoint, the latest, or all of a run."""
 
+import functools
 import json
 
 import gin
@@ -41,7 +42,7 @@ def evaluate(
     main = jax.process_index() == 0
     say = print if main else (lambda *_: None)
     say(partitioner.describe())
-    evaluator = evaluation.open()
+    evaluator = evaluation.open(functools.partial(checkpoints.read_vocabulary, model_dir))
     say(evaluator.describe())
     prefix = "eval" if evaluation.split == "validation" else evaluation.split
     with monitor.MetricsWriter(model_dir, enabled=main) as writer:

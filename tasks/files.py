@@ -1,0 +1,127 @@
+"""seqio tasks of text files: pairs of inputs and targets as they are, text through an unsupervised objective.
+
+Which files, and how their lines are read, is said by `t5x_lite.text_files.TextFiles`.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from t5x_lite import seqio_names
+from t5x_lite.data import derive_seed, permute
+from t5x_lite.errors import UserError, did_you_mean, nearest
+from t5x_lite.line_index import Records
+from t5x_lite.tasks import objectives
+from t5x_lite.tasks.metrics import METRICS
+from t5x_lite.text_files import TextFiles
+
+_READ_AT_ONCE = 256  # lines
+
+
+class TextFilesSource(seqio.DataSource):
+    """The records of TextFiles: scalar strings `inputs` and `targets`, or `text`, read from the files as needed.
+
+    `open_split(split)` gives the same records in the same order by index, for readers that seek.
+    """
+
+    def __init__(self, files: TextFiles):
+        super().__init__(splits=files.splits)
+        self._files = files
+        self._opened: dict[str, Records] = {}
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def num_input_examples(self, split: str) -> int:
+        return len(self.open_split(split))
+
+    def open_split(self, split: str) -> Records:
+        """Raises UserError for files that cannot be used (see TextFiles)."""
+        if split not in self._opened:
+            self._opened[split] = self._files.open_split(split)
+        return self._opened[split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        *,
+        sequence_length=None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Dicts of scalar strings, shuffled over the whole split if asked for; shard i of n has records i, i+n, …"""
+        del sequence_length, use_cached, num_epochs
+        records = self.open_split(split)
+        index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+
+        def read():
+            for start in range(index, len(records), shards * _READ_AT_ONCE):
+                places = np.arange(start, min(len(records), start + shards * _READ_AT_ONCE), shards)
+                if shuffle:
+                    places = permute(places, len(records), derive_seed(seed, split))
+                yield from records.__getitems__(places)
+
+        keys = ("inputs", "targets") if self._files.supervised else ("text",)
+        signature = {key: tf.TensorSpec((), tf.string) for key in keys}
+        return tf.data.Dataset.from_generator(read, output_signature=signature)
+
+
+@seqio_names.makes_text_tasks
+def text_task(files: TextFiles, name: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
+    """A task of `files`, under `name`, not registered.
+
+    Raises:
+      UserError: an unknown metric or objective.
+    """
+    feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
+    if files.supervised:
+        preprocessors = [
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos_after_trim,
+        ]
+    else:
+        preprocessors = [
+            functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            _objective(files.objective),
+            seqio.preprocessors.append_eos_after_trim,
+        ]
+    return seqio.Task(
+        name,
+        source=TextFilesSource(files),
+        preprocessors=preprocessors,
+        output_features={"inputs": feature, "targets": feature},
+        postprocess_fn=_strip,
+        metric_fns=[_metric(metric) for metric in files.metrics] if files.supervised else [],
+    )
+
+
+def _strip(decoded: str, **unused) -> str:
+    return decoded.strip()
+
+
+def _metric(name: str):
+    if name not in METRICS:
+        raise UserError(f"TextFiles.metrics names {name!r}{did_you_mean(nearest(name, METRICS))}; there are "
+                        f"{', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def _objective(name: str):
+    objective = getattr(objectives, name, None)
+    if not callable(objective) or name.startswith("_"):
+        raise UserError(f"TextFiles.objective = {name!r} is no function of t5x_lite.tasks.objectives, such as "
+                        "span_corruption")
+    return objective
