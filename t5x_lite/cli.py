@@ -89,6 +89,7 @@ class Options:
     search_paths: list[str] = dataclasses.field(default_factory=list)
     dry_run: bool = False
     allow_config_change: bool = False
+    numbers: dict[str, int] = dataclasses.field(default_factory=dict)  # of _NUMBERS, those that were given
     verbose: bool = False
     help: bool = False
     version: bool = False
@@ -162,6 +163,12 @@ def run_job(options: Options) -> int:
             if switch not in inspect.signature(function).parameters:
                 raise UserError(f"--{switch}: {options.job} has no {what}")
             arguments[switch] = True
+    for name, value in options.numbers.items():
+        if name not in inspect.signature(function).parameters:
+            raise UserError(f"--{name}: {options.job} shows no batches")
+        if not options.dry_run:
+            raise UserError(f"--{name} needs --dry_run: it shows what would be trained on, and trains nothing")
+        arguments[name] = value
 
     # 3. Processes: several hosts find each other here, after the configuration and before the first question to JAX
     #    about its devices.
@@ -196,6 +203,7 @@ def compilation_cache(folder: str | None = "~/.cache/t5x-lite/xla") -> None:
 # Parameters of the jobs that know them, and what they are about.
 _JOB_SWITCHES = {"dry_run": "dry run", "allow_config_change": "run to go on with"}
 _SWITCHES = (*_JOB_SWITCHES, "verbose", "help", "version")
+_NUMBERS = ("show_batches", "at_step")
 
 
 def parse_flags(argv: Sequence[str]) -> Options:
@@ -224,8 +232,8 @@ def parse_flags(argv: Sequence[str]) -> Options:
                 raise UserError(f"--{name} takes no value")
             setattr(options, name, True)
             continue
-        known = name in ("gin_file", "gin_search_paths") or name.startswith("gin.") or name in _short_forms(options)
-        if not known:
+        known = name in ("gin_file", "gin_search_paths", *_NUMBERS) or name.startswith("gin.")
+        if not known and name not in _short_forms(options):
             raise UserError(_unknown_flag(name, options.job))
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -235,6 +243,10 @@ def parse_flags(argv: Sequence[str]) -> Options:
             options.gin_files.append(os.path.expanduser(value))
         elif name == "gin_search_paths":
             options.search_paths += [os.path.expanduser(path) for path in value.split(",") if path]
+        elif name in _NUMBERS:
+            if not value.isdecimal() or not int(value):
+                raise UserError(f"--{name}={value}: give a whole number of at least 1")
+            options.numbers[name] = int(value)
         elif name.startswith("gin."):
             options.bindings.append(configuration.Binding(name.removeprefix("gin."), value, f"--{name}"))
         else:
@@ -259,7 +271,7 @@ def _job_name(name: str) -> str:
 
 
 def _unknown_flag(name: str, job: str) -> str:
-    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *(JOBS[job].flags if job else ())]
+    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *_NUMBERS, *(JOBS[job].flags if job else ())]
     near = difflib.get_close_matches(name.replace("-", "_"), flags, n=1, cutoff=0.6)
     if near:
         hint = f"did you mean --{near[0]}?"
@@ -306,6 +318,9 @@ def job_help(name: str) -> str:
         ("--dry_run", "check everything, say what would be done, do nothing"),
         *([("--allow_config_change", "go on in MODEL_DIR although the model, the data or the seed is another")]
           if name == "train" else []),
+        *((("--show_batches=N", "with --dry_run: the texts of N batches, with their weights and where they come from"),
+           ("--at_step=N", "with --show_batches: from the batch of step N on, say that of a jump in the loss"))
+          if name == "train" else ()),
         ("--verbose", "show the trace of an error in the configuration too"),
     ]
     example = ["  " + line for line in job.example.splitlines()]

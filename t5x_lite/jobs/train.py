@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import checkpoints, configuration, flops, monitor, preemption, run_folder
+from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, run_folder
 from t5x_lite.data import Batches, NpzSource, SeqioSource
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
@@ -54,6 +55,8 @@ def train(
     watchdog_seconds: float | None = 1800.0,
     allow_config_change: bool = False,
     dry_run: bool = False,
+    show_batches: int = 0,
+    at_step: int | None = None,
 ) -> int:
     """Trains until `train_steps`; started again on the same model_dir, goes on from its newest checkpoint.
 
@@ -83,6 +86,8 @@ def train(
       allow_config_change: go on in model_dir although what the run means has changed: the model's shape, the data or a
         seed. Other changes are only printed.
       dry_run: print what would run, and stop.
+      show_batches: print the texts of so many batches in a dry run, with their weights and where they come from.
+      at_step: of the first batch to print; by default that of the next step.
 
     Returns:
       0.
@@ -105,6 +110,8 @@ def train(
         if not isinstance(batch_size, int):
             raise UserError(f"BATCH_SIZE must be a whole number, not {batch_size!r}")
         trainer.check_batch_size(batch_size)
+        if at_step and not show_batches:
+            raise UserError("--at_step needs --show_batches=N, the number of batches to show")
         if early_stopping_metric and evaluation is None:
             raise UserError("train.early_stopping_metric needs train.evaluation")
         if model.prompt is not None and getattr(data, "packing", False):
@@ -127,14 +134,19 @@ def train(
         parameters, trained = _count(shapes), _count(trainable.split(shapes)[0])
         some = "" if trained == parameters else f", {trained:,} of them trained"
         say(f"{parameters:,} parameters{some}, {model.param_dtype}; computing in {model.dtype}")
-        blocks = data.open(model.architecture)
+        started_from = model_dir if checkpoints.steps(model_dir) else initial_checkpoint_path
+        fallback_vocabulary = functools.partial(checkpoints.read_vocabulary, started_from) if started_from else None
+        blocks = data.open(model.architecture, fallback_vocabulary)
         _check_vocabulary(blocks.vocabulary, model)
-        evaluator = evaluation.open() if evaluation and not dry_run else None
+        evaluator = evaluation.open(fallback_vocabulary) if evaluation and not dry_run else None
         if evaluator:
             say(evaluator.describe())
         if dry_run:
             with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
                 _print_dry_run(trainer, next(batches)[0], say)
+            if show_batches and main:
+                for text in batch_texts.show(blocks, data.num_streams, batch_size, model_dir, show_batches, at_step):
+                    say(text)
             return 0
 
         # 3. State. The order matters: 1. this run's own checkpoint, 2. another run's parameters, 3. from scratch.
