@@ -1,0 +1,149 @@
+"""Files of one's own through the command line: trained on, evaluated, asked, gone on with, mixed and traced."""
+
+import json
+import re
+
+import pytest
+
+from t5x_lite import checkpoints, cli, configuration, plots
+
+MODEL = ["--gin_file=models/t5_1_1/mini.gin", "--gin.T5Config.emb_dim=16", "--gin.T5Config.mlp_dim=16",
+         "--gin.T5Config.num_heads=2", "--gin.T5Config.head_dim=8", "--gin.T5Config.vocab_size=384",
+         "--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1"]
+BYTES = "--gin.VOCABULARY=@ByteVocabulary()"
+DATA = ["--gin.MIXTURE_OR_TASK_NAME=tsv:pairs.tsv", "--gin.TextFiles.columns=('question', 'answer')",
+        "--gin.TextFiles.template=say: {question}", "--gin.TextFiles.dialect=escaped",
+        "--gin.TextFiles.metrics=('accuracy', 'rouge')", "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 24}",
+        "--gin.EVALUATION_EXAMPLES=9", "--gin.TextFiles.held_out=0.2", "--gin.TextFiles.index_folder=index"]
+TRAIN = [*MODEL, *DATA, BYTES, "--gin_file=runs/finetune.gin", "--gin.INITIAL_CHECKPOINT_PATH=None",
+         "--gin.BATCH_SIZE=8", "--gin.train.log_every=1", "--gin.train.save_every=2",
+         "--gin.SeqioSource.block_records=6"]
+
+
+def run(job, *flags):
+    configuration.clear()
+    try:
+        return cli.main([job, *flags])
+    finally:
+        configuration.clear()
+
+
+def losses(folder):
+    return dict(zip(*plots.read_metrics(folder)["train/loss"]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Fifty pairs with quotes and escaped tabs, three lines that cannot be used, and a text."""
+    path = tmp_path_factory.mktemp("own")
+    lines = [rf'Who said "{i}\t{i * i}"?' + f"\tNumber {i}, it's true." for i in range(50)]
+    lines[7:7] = ["no answer", "an empty one\t", "too\tmany\tcolumns"]
+    (path / "pairs.tsv").write_text("\n".join(["question\tanswer", *lines]) + "\n")
+    (path / "text.txt").write_text("".join(f"{i}. Once upon a time there were {i} of them.\n" for i in range(60)))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def here(folder):
+    """In the folder of the data, as a user with nothing but an installation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("T5X_LITE_COMPILATION_CACHE", "off")
+        patch.chdir(folder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """Four steps, stopped after two."""
+    for steps in (2, 4):
+        assert run("train", *TRAIN, "--model_dir=run", f"--gin.TRAIN_STEPS={steps}") == 0
+    return folder / "run"
+
+
+def test_going_on_is_the_same_run(trained):
+    assert run("train", *TRAIN, "--model_dir=whole", "--gin.TRAIN_STEPS=4", "--gin.DECODE=False") == 0
+    assert sorted(losses("whole")) == [1, 2, 3, 4] and losses("whole") == losses(trained)
+
+
+def test_metrics_by_name_and_samples(trained, capsys):
+    assert {"eval/pairs/loss", "eval/pairs/accuracy", "eval/pairs/rouge1"} <= set(plots.read_metrics(trained))
+    sample = json.loads((trained / "samples.jsonl").read_text().splitlines()[0])
+    assert re.fullmatch(r'say: Who said "(\d+)\t\d+"\?', sample["inputs"]) and sample["targets"].startswith("Number ")
+    capsys.readouterr()
+    # The vocabulary is the checkpoint's.
+    assert run("eval", *DATA, "--gin_file=runs/eval.gin", "--model_dir=run") == 0
+    out = capsys.readouterr().out
+    assert "evaluation on validation: pairs 9 examples" in out and "eval/pairs/rougeL" in out
+    assert "note: pairs.tsv: 3 of 53 line(s) skipped (2 wrong number of columns, 1 empty field); the first is " \
+           "pairs.tsv:9: 1 column(s), not 2 as in line 1" in out
+
+
+def test_asking_the_model(trained, folder):
+    (folder / "ask.txt").write_text("say: Who said so?\n")
+    assert run("infer", "--checkpoint=run", "--input=ask.txt", "--output=answers.jsonl", "--gin.Decoder.max_length=4",
+               "--gin.infer.batch_size=8") == 0
+    assert "prediction" in json.loads((folder / "answers.jsonl").read_text())
+
+
+def shown(capsys, *flags):
+    """What a dry run prints of batches: {(step, row): lines}."""
+    capsys.readouterr()
+    assert run("train", *TRAIN, "--gin.TRAIN_STEPS=9", "--dry_run", *flags) == 0
+    out = capsys.readouterr().out
+    parts = re.split(r"^step (\d+), row (\d+): ", out, flags=re.MULTILINE)
+    return {(int(step), int(row)): text for step, row, text in zip(parts[1::3], parts[2::3], parts[3::3])}
+
+
+def test_the_batch_of_a_step_can_be_traced(trained, folder, capsys):
+    """From the checkpoint of step 2 or from the beginning, the same; and every text to its line."""
+    later = shown(capsys, "--model_dir=run", "--show_batches=2", "--at_step=3")
+    begun = shown(capsys, "--model_dir=none", "--show_batches=2", "--at_step=3")
+    assert later == begun and sorted(later) == [(step, row) for step in (3, 4) for row in range(8)]
+    assert not (folder / "none").exists()
+    assert (5, 0) in shown(capsys, "--model_dir=run", "--show_batches=1")
+    lines = (folder / "pairs.tsv").read_text().splitlines()
+    for text in later.values():
+        asked = re.findall(r"inputs +'say: Who said \"(\d+)\\t", text)
+        places = re.findall(r"from +pairs.tsv:(\d+)$", text, flags=re.MULTILINE)
+        assert asked and [lines[int(place) - 1].split('"')[1].split(r"\t")[0] for place in places] == asked
+
+
+def test_a_mixture_is_reweighted_by_one_flag(capsys):
+    def share(rates):
+        rows = shown(capsys, "--model_dir=none", "--show_batches=1", f"--gin.MIXTURE_OR_TASK_NAME={rates}",
+                     "--gin.SeqioSource.block_records=64", "--gin.SeqioSource.packing=False")
+        return sum("say: " in text for text in rows.values())
+
+    assert share("{'tsv:pairs.tsv': 1.0, 'text:text.txt': 9.0}") < share("{'tsv:pairs.tsv': 9.0, 'text:text.txt': 1.0}")
+
+
+def test_a_checkpoint_brings_its_vocabulary(trained):
+    flags = [flag for flag in TRAIN if flag != BYTES]
+    assert run("train", *flags, "--model_dir=tuned", "--gin.TRAIN_STEPS=1", "--gin.DECODE=False",
+               "--gin.INITIAL_CHECKPOINT_PATH=run") == 0
+    vocabulary = checkpoints.read_vocabulary("tuned")
+    assert vocabulary is not None and vocabulary == checkpoints.read_vocabulary("run")
+
+
+def test_the_tutorials_file_trains_and_evaluates(capsys):
+    own = ["--gin_file=examples/own_data.gin", "--gin.MIXTURE_OR_TASK_NAME=tsv:pairs.tsv",
+           "--gin.TextFiles.index_folder=None"]
+    assert run("train", *own, "--model_dir=none", "--dry_run") == 0
+    assert "first batch: encoder_input_tokens 32×256 int32" in capsys.readouterr().out
+    assert run("eval", "--gin_file=runs/eval.gin", *own, "--model_dir=none") == 2
+    assert "no checkpoint under none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--gin.TextFiles.max_bad_lines=2"], "pairs.tsv:9: 1 column(s), not 2 as in line 1; 3 of 10 line(s) skipped"),
+    (["--gin.TextFiles.columns=('question', 'reply')"], "pairs.tsv:1: no column 'reply', the line names 'question'"),
+    (["--gin.MIXTURE_OR_TASK_NAME=tsv:none-*.tsv"], "'none-*.tsv': no such file"),
+    (["--gin.VOCABULARY=None"], "files have no vocabulary of their own; set VOCABULARY"),
+    (["--show_batches=1"], "--show_batches needs --dry_run"),
+    (["--at_step=3", "--dry_run"], "--at_step needs --show_batches=N"),
+])
+def test_a_mistake_is_one_line_before_anything_is_written(folder, capsys, flags, message):
+    assert run("train", *TRAIN, "--model_dir=wrong", "--gin.TRAIN_STEPS=1", *flags) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("t5x-lite: error:")]
+    assert len(lines) == 1 and message in lines[0]
+    assert not (folder / "wrong").exists()
