@@ -186,8 +186,10 @@ def _text_task(name: str, files: TextFiles, vocabulary: seqio.Vocabulary | None)
         raise UserError(f"{name}: no module of TASK_MODULES makes tasks of files; add 't5x_lite.tasks' to it")
     short = text_files.short_name(name) if text_files.is_file_name(name) else name
     marked = f"{short}#{derive_seed(files, vocabularies.from_seqio(vocabulary).to_dict()):08x}"
-    if marked not in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.add_provider(marked, _make_text_task(files, marked, vocabulary))
+    # Made anew each time: the files may be others by now.
+    if marked in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(marked)
+    seqio.TaskRegistry.add_provider(marked, _make_text_task(files, marked, vocabulary))
     return seqio.TaskRegistry.get(marked)
 
 
@@ -212,6 +214,7 @@ def _mixture(members: Mapping[str, Provider], rates: Mapping[str, float]) -> seq
             raise UserError(f"{plain_name(first.name)} and {plain_name(provider.name)} cannot be mixed, since they "
                             "have other features or vocabularies; set VOCABULARY, or choose tasks of one kind")
     marked = f"mixture#{derive_seed([(members[name].name, rate) for name, rate in rates.items()]):08x}"
-    if marked not in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.add(marked, [(members[name].name, rate) for name, rate in rates.items()])
+    if marked in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(marked)
+    seqio.MixtureRegistry.add(marked, [(members[name].name, rate) for name, rate in rates.items()])
     return seqio.MixtureRegistry.get(marked)

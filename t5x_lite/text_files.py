@@ -101,7 +101,7 @@ class TextFiles:
     def open_split(self, split: str) -> Records:
         """The records of one of `splits`, `{"inputs", "targets"}` or `{"text"}`; the files are read through once.
 
-        What was skipped is said on stdout, by one process.
+        What was skipped of the files is said on stdout, by one process.
 
         Raises:
           UserError: no such file, a file that cannot be read at any line, too many bad lines, or no line at all.
@@ -113,7 +113,7 @@ class TextFiles:
         if not len(index.places):
             raise UserError(f"{self.train}: none of {index.report['lines']} line(s) falls to {split}, with "
                             f"TextFiles.held_out = {self.held_out}; set TextFiles.validation, or another share")
-        if index.report["skipped"] and jax.process_index() == 0:
+        if index.report["skipped"] and part == "kept" and jax.process_index() == 0:
             first = next(iter(index.report["first"].values()))
             print(f"note: {self._place(split)[1]}: {index.describe_skipped()}; the first is {first}")
         return Records(index)

@@ -47,6 +47,15 @@ def test_pairs_become_rows(files):
     assert blocks.seekable and blocks.vocabulary == BYTES
 
 
+def test_files_that_have_changed_are_read_anew(files):
+    few = f"tsv:{files}/few.tsv"
+    for name in (few, {few: 1.0}):
+        (files / "few.tsv").write_text("before\tchange\n")
+        assert {read(row) for row in rows(source(name).open())} == {"before"}
+        (files / "few.tsv").write_text("afterwards\tchange\n")
+        assert {read(row) for row in rows(source(name).open())} == {"afterwards"}
+
+
 def test_text_goes_through_the_objective(files):
     blocks = source(f"text:{files}/text.txt", packing=True).open()
     sentinel = BYTES.vocab_size - 1
