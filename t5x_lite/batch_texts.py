@@ -1,7 +1,8 @@
 """The texts of training batches: what a step is trained on, with weights, and where each text comes from.
 
 The batch of a step is a function of the configuration, the seed and the step, so that it can be made again at any time:
-from the positions in the newest checkpoint before it, or from the beginning.
+from the positions in the newest checkpoint before it, or from the beginning. (Batches that a run has thrown away after
+a loss that was not finite are known to the checkpoints that came later, and not to the beginning.)
 """
 
 import re

@@ -316,11 +316,10 @@ def job_help(name: str) -> str:
         ("--gin_search_paths=A,B", "more folders in which gin files are looked up"),
         *((f"--{flag}=TEXT", text) for flag, (_, text) in job.flags.items()),
         ("--dry_run", "check everything, say what would be done, do nothing"),
-        *([("--allow_config_change", "go on in MODEL_DIR although the model, the data or the seed is another")]
+        *([("--allow_config_change", "go on in MODEL_DIR although the model, the data or the seed is another"),
+           ("--show_batches=N", "with --dry_run: the texts of N batches, with their weights and where they come from"),
+           ("--at_step=N", "with --show_batches: from the batch of step N on, say that of a jump in the loss")]
           if name == "train" else []),
-        *((("--show_batches=N", "with --dry_run: the texts of N batches, with their weights and where they come from"),
-           ("--at_step=N", "with --show_batches: from the batch of step N on, say that of a jump in the loss"))
-          if name == "train" else ()),
         ("--verbose", "show the trace of an error in the configuration too"),
     ]
     example = ["  " + line for line in job.example.splitlines()]

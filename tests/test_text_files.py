@@ -66,6 +66,15 @@ def test_what_was_skipped_is_said(folder, capsys):
                                        f"is {path}:101: 1 column(s), not 2 as in line 1\n")
 
 
+def test_what_a_run_depends_on(folder):
+    """How a run is measured may change while it goes on, what it is trained on may not."""
+    files = options(f"tsv:{folder}/train-0.tsv")
+    for change in ({"metrics": ("accuracy",)}, {"index_folder": "elsewhere"}, {"max_bad_lines": 3}):
+        assert dataclasses.replace(files, **change).to_dict() == files.to_dict()
+    for change in ({"template": "{}"}, {"held_out": 0.3}, {"validation": "tsv:a.tsv"}, {"columns": (1, 0)}):
+        assert dataclasses.replace(files, **change).to_dict() != files.to_dict()
+
+
 @pytest.mark.parametrize("name, short", [
     ("tsv:/data/train.tsv", "train"), ("jsonl:/data/part-*.jsonl", "part"), ("text:gs://b/a b.c.txt", "a_b"),
     ("text:/data/*", "files"),

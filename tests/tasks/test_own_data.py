@@ -73,7 +73,7 @@ def test_metrics_by_name_and_samples(trained, capsys):
     # The vocabulary is the checkpoint's.
     assert run("eval", *DATA, "--gin_file=runs/eval.gin", "--model_dir=run") == 0
     out = capsys.readouterr().out
-    assert "evaluation on validation: pairs 9 examples" in out and "eval/pairs/rougeL" in out
+    assert "evaluation on validation: pairs 9 examples" in out and "eval/pairs/rougeLsum" in out
 
 
 def test_asking_the_model(trained, folder):
