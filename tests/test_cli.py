@@ -34,7 +34,7 @@ def dry_job_of_the_cli_test():
 
 @pytest.fixture(autouse=True)
 def jobs(tmp_path, monkeypatch):
-    """Two more jobs beside the real ones, in an empty folder, without the cache and without the imports of JAX."""
+    """Two more jobs beside the real ones, in an empty folder, without the imports of JAX."""
     module = "module_of_the_cli_test"
     monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
     monkeypatch.setitem(cli.JOBS, "try", cli.Job(
@@ -42,7 +42,6 @@ def jobs(tmp_path, monkeypatch):
         {"checkpoint": ("job_of_the_cli_test.checkpoint", "text"), "model_dir": ("MODEL_DIR", "text")}))
     monkeypatch.setitem(cli.JOBS, "dry", cli.Job(module, "dry_job_of_the_cli_test", "a job", "t5x-lite dry"))
     monkeypatch.setattr(cli, "MODULES", ())
-    monkeypatch.setenv("T5X_LITE_COMPILATION_CACHE", "off")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     calls.clear()

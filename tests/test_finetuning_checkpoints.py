@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from tiny_models import differing, make_batch, mesh, paths, start
 
 from t5x_lite import checkpoints, optimizers, trainer
 from t5x_lite.errors import UserError
@@ -15,7 +16,6 @@ from t5x_lite.finetuning import Trainable
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
 from t5x_lite.models.finetuning_config import Adapters, LoRA, PromptTuning
-from t5x_lite.partitioning import MeshConfig, path_name
 
 CONFIG = T5Config(
     vocab_size=64, emb_dim=16, num_heads=4, head_dim=8, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
@@ -26,28 +26,13 @@ POSITIONS = {"positions": np.arange(4, dtype=np.int64).reshape(2, 2)}
 
 
 @functools.cache
-def make_trainer(config=CONFIG, trainable=trainer.ALL, shape=(1, 1, 1), seed=0):
-    devices = jax.devices()[: int(np.prod(shape))]
-    partitioner = MeshConfig(shape=dict(zip(("data", "fsdp", "tensor"), shape))).build(devices)
+def make_trainer(config=CONFIG, trainable=trainer.ALL, shape=(1, 1, 1)):
     optimizer = optimizers.adafactor(optimizers.constant_rate(0.01), multiply_by_parameter_scale=False)
-    return trainer.Trainer(Model(config), optimizer, Loss(), partitioner, seed, 1, trainable)
+    return trainer.Trainer(Model(config), optimizer, Loss(), mesh(shape), 0, 1, trainable)
 
 
 def batch():
-    tokens = np.random.default_rng(0).integers(2, 64, (4, 5)).astype(np.int32)
-    names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-    return {**dict.fromkeys(names, tokens), "decoder_loss_weights": np.ones_like(tokens)}
-
-
-def paths(tree):
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def assert_same_bits(found, expected):
-    found, expected = paths(found), paths(expected)
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert np.asarray(found[name]).tobytes() == np.asarray(expected[name]).tobytes(), name
+    return make_batch(4, s=5, t=5, v=64)
 
 
 def save(folder, a_trainer, state, **arguments):
@@ -59,7 +44,7 @@ def save(folder, a_trainer, state, **arguments):
 
 def finetune(base, folder, a_trainer, steps=2):
     """As the job does: parameters from `base`, then only the trained ones saved; the state on the host."""
-    state, step = checkpoints.initialise(base, a_trainer.init(), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
+    state, step = checkpoints.initialise(base, start(a_trainer), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
     own = a_trainer.trained_paths | a_trainer.model.added_paths
     meta = {"base": checkpoints.base_of(checkpoints.find_step(base, step), state.params, own)}
     for _ in range(steps):
@@ -72,8 +57,8 @@ def finetune(base, folder, a_trainer, steps=2):
 def base(tmp_path_factory):
     """A plain model's checkpoint; its folder and its parameters."""
     folder = tmp_path_factory.mktemp("base")
-    a_trainer = make_trainer(seed=3)
-    state = a_trainer.init()
+    a_trainer = make_trainer()
+    state = start(a_trainer, seed=3)
     save(folder, a_trainer, state)
     return folder, jax.tree.map(np.array, state.params)
 
@@ -87,8 +72,8 @@ def finetuned(base, tmp_path_factory):
 def test_plain_parameters_come_from_the_base_and_new_ones_keep_their_start(base):
     folder, plain = base
     a_trainer = make_trainer(WITH_LORA, LORA, (2, 2, 1))
-    fresh = jax.tree.map(np.array, a_trainer.init())
-    state, step = checkpoints.initialise(folder, a_trainer.init(), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
+    fresh = jax.tree.map(np.array, start(a_trainer))
+    state, step = checkpoints.initialise(folder, start(a_trainer), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
     assert step == 0
     found = paths(state.params)
     for name, value in paths(fresh.params).items():
@@ -102,11 +87,11 @@ def test_nothing_else_may_be_missing(base, tmp_path):
     folder, _ = base
     a_trainer = make_trainer(WITH_LORA, LORA, (2, 2, 1))
     with pytest.raises(UserError, match="query/lora_a missing.* and 9 more"):
-        checkpoints.initialise(folder, a_trainer.init(), a_trainer.shardings)
+        checkpoints.initialise(folder, start(a_trainer), a_trainer.shardings)
     tied = dataclasses.replace(CONFIG, logits_via_embedding=True)
-    save(tmp_path, make_trainer(tied), make_trainer(tied).init())
+    save(tmp_path, make_trainer(tied), start(make_trainer(tied)))
     with pytest.raises(UserError, match="does not fit the configured model: decoder/logits_dense/kernel missing; use"):
-        checkpoints.initialise(tmp_path, a_trainer.init(), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
+        checkpoints.initialise(tmp_path, start(a_trainer), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
 
 
 def test_only_what_was_trained_is_written(finetuned, base):
@@ -122,7 +107,7 @@ def test_reading_for_inference_gives_every_bit_back(finetuned):
     folder, state = finetuned
     model, params, _ = checkpoints.load_for_inference(folder)
     assert model.config == WITH_LORA
-    assert_same_bits(params, state.params)
+    assert not differing(params, state.params)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 1), (1, 1, 1)])
@@ -130,7 +115,7 @@ def test_a_run_goes_on_from_it_on_any_mesh(finetuned, shape):
     folder, state = finetuned
     a_trainer = make_trainer(WITH_LORA, LORA, shape)
     restored = checkpoints.Checkpointer(folder).restore(a_trainer.abstract_state, a_trainer.shardings, POSITIONS)
-    assert_same_bits(restored.state, state)
+    assert not differing(restored.state, state)
     assert all(leaf.sharding == sharding for leaf, sharding in
                zip(jax.tree.leaves(restored.state.params), jax.tree.leaves(a_trainer.shardings.params), strict=True))
 
@@ -142,7 +127,7 @@ def test_a_base_may_have_a_base(finetuned, tmp_path):
     config = dataclasses.replace(WITH_LORA, prompt=PromptTuning(3))
     a_trainer = make_trainer(config, Trainable(("prompt/embedding", "encoder/encoder_norm/scale")))
     state = finetune(folder, tmp_path, a_trainer)
-    assert_same_bits(checkpoints.load_for_inference(tmp_path)[1], state.params)
+    assert not differing(checkpoints.load_for_inference(tmp_path)[1], state.params)
     lora = {n: x for n, x in paths(below.params).items() if "lora" in n}
     assert all(paths(state.params)[n].tobytes() == x.tobytes() for n, x in lora.items())
     # What is added but not trained has no base to be in; here all of it has been trained or was below.
@@ -153,7 +138,7 @@ def test_a_base_may_have_a_base(finetuned, tmp_path):
 def test_what_is_added_but_frozen_is_written_too(base, tmp_path):
     config = dataclasses.replace(CONFIG, lora=LoRA(4), adapters=Adapters(8))
     state = finetune(base[0], tmp_path, make_trainer(config, LORA))
-    assert_same_bits(checkpoints.load_for_inference(tmp_path)[1], state.params)
+    assert not differing(checkpoints.load_for_inference(tmp_path)[1], state.params)
 
 
 def test_a_base_that_is_gone_or_changed_is_named(base, finetuned, tmp_path):
@@ -165,9 +150,9 @@ def test_a_base_that_is_gone_or_changed_is_named(base, finetuned, tmp_path):
     with pytest.raises(UserError, match=rf"its base checkpoint {gone} is gone") as e:
         checkpoints.load_for_inference(run)
     assert "\n" not in str(e.value)
-    other = make_trainer(seed=4)
+    other = make_trainer()
     shutil.rmtree(moved)
-    save(moved, other, other.init())
+    save(moved, other, start(other, seed=4))
     with pytest.raises(UserError, match=rf"was trained on top of {gone}, which holds other parameters now"):
         checkpoints.load_for_inference(run)
 
@@ -182,7 +167,7 @@ def test_other_parameters_trained_need_another_folder(finetuned):
 def test_a_plain_model_does_not_read_it_by_mistake(finetuned):
     a_trainer = make_trainer()
     with pytest.raises(UserError, match="query/lora_a not in the model"):
-        checkpoints.initialise(finetuned[0], a_trainer.init(), a_trainer.shardings)
+        checkpoints.initialise(finetuned[0], start(a_trainer), a_trainer.shardings)
 
 
 def test_a_checkpoint_from_before_finetuning_methods_is_read(base, tmp_path):
@@ -193,4 +178,4 @@ def test_a_checkpoint_from_before_finetuning_methods_is_read(base, tmp_path):
     assert not {"adapters", "lora", "base"} & (meta.keys() | meta["model"].keys())
     model, params, _ = checkpoints.load_for_inference(folder)
     assert model.config == CONFIG
-    assert_same_bits(params, base[1])
+    assert not differing(params, base[1])

@@ -111,6 +111,16 @@ def test_schedules():
     assert [float(warm(jnp.int32(n))) for n in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
 
 
+def test_a_rate_of_zero_moves_nothing():
+    """So the rate that is logged is the one that is used."""
+    optimizer = optimizers.adafactor(optimizers.constant_rate(0.0))
+    params = {"layers": {"w": jnp.ones((2, 3))}, "v": jnp.arange(3.0)}
+    grads = jax.tree.map(lambda x: x + 1.0, params)
+    moved, _, metrics = jax.jit(optimizer.update)(grads, optimizer.init(params), params, jnp.int32(0))
+    assert float(metrics["learning_rate"]) == 0.0 == float(metrics["update_norm"]) < float(metrics["grad_norm"])
+    jax.tree.map(np.testing.assert_array_equal, moved, params)
+
+
 def test_clipping_by_global_norm_keeps_the_direction():
     optimizer = optimizers.adamw(optimizers.constant_rate(1e-3), max_grad_norm=1.0)
     params = {"a": jnp.ones(4), "b": jnp.ones(3)}
