@@ -12,6 +12,7 @@ from t5x_lite import decoding, trainer
 from t5x_lite.errors import UserError
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
+from t5x_lite.partitioning import path_name
 
 ENCODER_DECODER = T5Config(
     vocab_size=64, emb_dim=16, num_heads=2, head_dim=6, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2,
@@ -44,9 +45,12 @@ def rows(inputs=INPUTS, targets=TARGETS):
 def build(name, dtype="float32"):
     """A model and parameters far from their initial values, so that biases, norms and every layer matter."""
     model = Model(dataclasses.replace(MODELS[name], param_dtype=dtype, dtype=dtype))
-    leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
     rng = np.random.default_rng(0)
-    return model, tree.unflatten([jnp.asarray(rng.normal(size=x.shape) * 0.4 + (x == 1), x.dtype) for x in leaves])
+
+    def one(path, leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape) * 0.4 + path_name(path).endswith("scale"), leaf.dtype)
+
+    return model, jax.tree_util.tree_map_with_path(one, model.abstract_params())
 
 
 @functools.cache

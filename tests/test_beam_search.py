@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import loud, make_inputs
 
 from t5x_lite import decoding
 from t5x_lite.beam_search import EMPTY, RULES, beam_search
@@ -24,30 +25,9 @@ ROWS, LENGTH, BEAMS = 8, 12, 3
 jit_beam_search = jax.jit(beam_search, static_argnames=("model", "max_length", "num_beams", "rule"))
 
 
-def make(config, seed=0):
-    """A model with weights loud enough that attention, inputs and positions all change the output."""
-    model = Model(config)
-
-    def louder(path, leaf):
-        name = jax.tree_util.keystr(path)
-        if "attention" in name and "kernel" in name:
-            return leaf * (4.0 if "query" in name else 2.0)
-        return leaf * (3.0 if "rel_embedding" in name or "wo" in name else 1.0)
-
-    return model, jax.tree_util.tree_map_with_path(louder, model.init(jax.random.key(seed)))
-
-
-def make_inputs(rows, v=V, length=10, seed=0):
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(2, v, (rows, length)).astype(np.int32)
-    for i, n in enumerate(rng.integers(2, length + 1, rows)):
-        tokens[i, n:] = 0
-    return tokens
-
-
 @pytest.fixture(scope="module")
 def tiny():
-    return make(CONFIG)
+    return loud(CONFIG)
 
 
 SHORT, SMALL_V = 3, 5
@@ -84,10 +64,10 @@ def exhaustive(model, members, inputs, prefixes, alpha):
 
 @pytest.mark.parametrize("members", [1, 2], ids=["one", "two_averaged"])
 def test_wide_beams_find_all_there_is(members):
-    model, _ = make(T5Config(vocab_size=SMALL_V, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-                             num_decoder_layers=1, scan_layers=False))
-    params = [make(model.config, seed)[1] for seed in range(members)]
-    inputs = make_inputs(5, SMALL_V)
+    model = Model(T5Config(vocab_size=SMALL_V, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
+                           num_decoder_layers=1, scan_layers=False))
+    params = [loud(model.config, seed)[1] for seed in range(members)]
+    inputs = make_inputs(5, v=SMALL_V)
     inputs[4] = 0  # a filler
     prefixes = np.array([[0, 0, 0], [2, 0, 0], [4, 3, 0], [4, 3, 2], [2, 0, 0]], np.int32)
     k, alpha = 40, 0.6  # the 16 live beams of the last step have 2k = 80 continuations

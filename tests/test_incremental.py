@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import random_params
 
 from t5x_lite import decoding, incremental
 from t5x_lite.errors import UserError
@@ -24,7 +25,7 @@ apply = jax.jit(MODEL.apply)
 @pytest.fixture(scope="module")
 def members():
     """Three sets of parameters."""
-    return [jax.tree.map(lambda leaf: leaf * 2.0, MODEL.init(jax.random.key(seed))) for seed in range(3)]
+    return [jax.tree.map(lambda leaf: leaf * 2.0, random_params(MODEL.config, seed)) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
