@@ -2,13 +2,14 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from processes import one_device
+from tiny_models import random_params
 
 from t5x_lite import cli, decoding
 from t5x_lite.interop import native
@@ -40,7 +41,7 @@ np.savez(out, ids=ids, scores=scores, fewer=fewer, given_scores=given_scores)
 
 def test_a_process_without_this_library_gives_the_same_ids_and_scores(tmp_path):
     rng = np.random.default_rng(0)
-    tree = Model(CONFIG).init(jax.random.key(0))
+    tree = random_params(CONFIG)
     params = w.split({jax.tree_util.keystr(path, simple=True, separator="/"): w.Tensor.of(np.asarray(leaf))
                       for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]})
     vocabulary = {"kind": "bytes", "extra_ids": 125}
@@ -54,19 +55,18 @@ def test_a_process_without_this_library_gives_the_same_ids_and_scores(tmp_path):
     np.savez(tmp_path / "given.npz", inputs=inputs, targets=targets)
     arguments = [tmp_path / "served", tmp_path / "given.npz", tmp_path / "out.npz"]
     done = subprocess.run([sys.executable, "-P", "-c", SERVE, *arguments], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"})
+                          env=one_device())
     assert done.returncode == 0, done.stderr[-2000:]
     found = np.load(tmp_path / "out.npz")
 
-    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     model = Model(CONFIG)
-    ids, scores = jit(functools.partial(decoding.decode, model, max_length=6))(tree, jnp.asarray(inputs))
+    ids, scores = jax.jit(functools.partial(decoding.decode, model, max_length=6))(tree, jnp.asarray(inputs))
     np.testing.assert_array_equal(found["ids"], ids)
     np.testing.assert_array_equal(found["fewer"], ids[:1])
     np.testing.assert_allclose(found["scores"], scores, rtol=1e-5)
     batch = {"encoder_input_tokens": inputs, "decoder_target_tokens": targets,
              "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0)))}
-    given_scores = jit(functools.partial(decoding.score, model))(tree, batch)
+    given_scores = jax.jit(functools.partial(decoding.score, model))(tree, batch)
     np.testing.assert_allclose(found["given_scores"], given_scores, rtol=1e-5)
 
     described = json.loads((tmp_path / "served" / "vocabulary.json").read_text())

@@ -44,10 +44,6 @@ def build(family, scanned, **changes):
     return Model(config), params_from_hugging_face(stored(family)["weights"], config)
 
 
-# These models are run once, so most of the time goes into compiling them.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def outputs(model, params, batch):
     """The training loss (mean over target tokens), and what led to it."""
     logits = model.apply(params, batch)
@@ -60,7 +56,7 @@ def inputs(golden):
 
 
 # Both kinds of batch have one shape, so each model is compiled once.
-outputs_and_gradients = jit(jax.value_and_grad(outputs, argnums=1, has_aux=True), static_argnums=0)
+outputs_and_gradients = jax.jit(jax.value_and_grad(outputs, argnums=1, has_aux=True), static_argnums=0)
 
 
 @functools.cache
@@ -111,7 +107,7 @@ def test_loss_in_float64(family):
     golden = stored(family)["padded"]
     with jax.enable_x64(True):
         model, params = build(family, True, dtype="float64", param_dtype="float64")
-        loss, _ = jit(outputs, static_argnums=0)(model, params, inputs(golden))
+        loss, _ = jax.jit(outputs, static_argnums=0)(model, params, inputs(golden))
         assert loss.dtype == jnp.float64
         np.testing.assert_allclose(loss, golden["loss_float64"], rtol=1e-10)
 
@@ -122,7 +118,7 @@ def test_greedy_text(family, scanned):
     golden = stored(family)["greedy"]
     ended = (golden["ids"] == 1).any(axis=1)
     assert ended.any() and not ended.all()
-    decode = jit(decoding.decode, static_argnums=(0, 3))
+    decode = jax.jit(decoding.decode, static_argnums=(0, 3))
     ids, _ = decode(model, params, jnp.asarray(golden["encoder_input_tokens"]), golden["ids"].shape[1])
     np.testing.assert_array_equal(ids, golden["ids"])
 

@@ -66,10 +66,6 @@ def stack_layers(flat):
     return stacked
 
 
-# These models are run once, so most of the time goes into compiling them.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def outputs(model, params, batch):
     """The loss as a sum over target tokens, and what led to it."""
     logits = model.apply(params, batch)
@@ -84,7 +80,7 @@ def run(name, scanned, packed):
     model, params = build(name, scanned)
     golden = stored(name)[2]
     batch = {key: golden[f"packed_{key}"] for key in BATCH + SEGMENTS} if packed else {k: golden[k] for k in BATCH}
-    function = jit(jax.value_and_grad(outputs, argnums=1, has_aux=True), static_argnums=0)
+    function = jax.jit(jax.value_and_grad(outputs, argnums=1, has_aux=True), static_argnums=0)
     (loss, others), gradients = function(model, params, jax.tree.map(jnp.asarray, batch))
     return *(np.asarray(x) for x in (loss, *others)), jax.tree.map(np.asarray, gradients)
 
@@ -151,6 +147,6 @@ def test_packed_examples_are_as_if_alone(name, scanned):
 def test_greedy_text(name, scanned):
     model, params = build(name, scanned)
     golden = stored(name)[2]
-    decode = jit(decoding.decode, static_argnums=(0, 3))
+    decode = jax.jit(decoding.decode, static_argnums=(0, 3))
     ids, _ = decode(model, params, jnp.asarray(golden["decode_encoder_input_tokens"]), golden["greedy_ids"].shape[1])
     np.testing.assert_array_equal(ids, golden["greedy_ids"])

@@ -98,6 +98,14 @@ def test_the_initial_state_is_one_devices_and_each_device_holds_its_share():
     assert tokens.addressable_shards[0].data.shape == (16 // 4, 12)
 
 
+def test_factored_moments_are_sharded_as_what_is_left_of_their_kernel():
+    shardings = make_trainer(MESHES["all"], dataclasses.replace(CONFIG, mlp_dim=256)).shardings.opt_state
+    specs = {name.split("/v_")[1].split("/")[0]: sharding.spec for name, sharding in paths(shardings).items()
+             if "/v_" in name and name.endswith("decoder/layers/mlp/wo/kernel")}
+    # Of [layers, mlp, embed] optax sums the longer side away for the row, the other one for the column.
+    assert specs == {"row": (None, "fsdp"), "col": (None, "tensor")}
+
+
 @pytest.mark.parametrize("num_microbatches", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_microbatches_equal_the_unsplit_step_with_dropout(num_microbatches):
     with jax.enable_x64(True):
@@ -186,10 +194,10 @@ def test_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
-@pytest.mark.parametrize("batch_size, nearest", [(12, 8), (3, 8)])
-def test_a_batch_that_the_devices_do_not_divide_is_refused(batch_size, nearest):
+@pytest.mark.parametrize("batch_size, num_microbatches, nearest", [(12, 1, 8), (3, 1, 8), (24, 2, 16)])
+def test_a_batch_that_devices_and_microbatches_do_not_divide_is_refused(batch_size, num_microbatches, nearest):
     with pytest.raises(UserError, match=rf"BATCH_SIZE = {batch_size} .*try {nearest}"):
-        make_trainer((8, 1, 1)).check_batch_size(batch_size)
+        make_trainer((8, 1, 1), num_microbatches=num_microbatches).check_batch_size(batch_size)
 
 
 def test_a_parameter_that_the_mesh_does_not_divide_is_named():

@@ -1,11 +1,11 @@
 """Training, dry runs and inference where TensorFlow and seqio are absent."""
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
+from processes import one_device
 
 BLOCK = """
 import sys
@@ -14,9 +14,9 @@ for name in ("tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text", "t
 """
 
 
-def python(code, **env):
-    environment = {**os.environ, "XLA_FLAGS": "", "T5X_LITE_COMPILATION_CACHE": "off", **env}
-    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=one_device(), timeout=300)
 
 
 def test_the_core_imports_no_tensorflow():

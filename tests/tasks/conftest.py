@@ -1,8 +1,9 @@
-"""A corpus of a few dozen invented documents, built once for all tests of this folder."""
+"""A corpus of a few dozen invented documents, and a model trained on it, made once for all tests of this folder."""
 
 import random
 
 import pytest
+from job_runs import PRETRAIN, run
 
 _NOUNS = "array tensor gradient mesh layer kernel batch token stream record shard buffer queue matrix graph".split()
 _VERBS = "returns computes copies gathers scatters reduces sorts merges filters encodes writes reads joins".split()
@@ -62,3 +63,11 @@ def corpus_dir(tmp_path_factory, tree_sources):
         patch.setenv("T5X_LITE_DATA_DIR", str(directory))
         builder.ensure_built(sources=tree_sources)
         yield directory
+
+
+@pytest.fixture(scope="session")
+def pretrained(corpus_dir, tmp_path_factory):
+    """MODEL_DIR of six steps in one go, saved every third."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    assert run("train", *PRETRAIN, f"--model_dir={folder}", "--gin.TRAIN_STEPS=6", "--gin.train.save_every=3") == 0
+    return folder

@@ -1,47 +1,14 @@
 """The jobs on a real corpus, through the command line: text in, metrics, checkpoints and samples out."""
 
 import json
+import shutil
 
 import pytest
+from job_runs import MINI, PRETRAIN, losses, run
 
-from t5x_lite import checkpoints, cli, configuration, plots
+from t5x_lite import checkpoints, plots
 
-MINI = [
-    "--gin_file=models/t5_1_1/mini.gin",
-    "--gin.T5Config.emb_dim=32", "--gin.T5Config.mlp_dim=32", "--gin.T5Config.head_dim=8",
-    "--gin.BATCH_SIZE=8", "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}",
-    "--gin.SeqioSource.block_records=16", "--gin.EVALUATION_EXAMPLES=10", "--gin.train.log_every=1",
-]
-PRETRAIN = ["--gin_file=runs/pretrain.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption", *MINI]
 FINETUNE = ["--gin_file=runs/finetune.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_library_and_summarize", *MINI]
-
-
-def run(job, *flags):
-    configuration.clear()
-    try:
-        return cli.main([job, *flags])
-    finally:
-        configuration.clear()
-
-
-def losses(folder):
-    steps, values = plots.read_metrics(folder)["train/loss"]
-    return dict(zip(steps, values))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_compilation_cache():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("T5X_LITE_COMPILATION_CACHE", "off")
-        yield
-
-
-@pytest.fixture(scope="module")
-def pretrained(corpus_dir, tmp_path_factory):
-    """Six steps in one go, saved every third."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    assert run("train", *PRETRAIN, f"--model_dir={folder}", "--gin.TRAIN_STEPS=6", "--gin.train.save_every=3") == 0
-    return folder
 
 
 def test_a_run_leaves_what_it_should(pretrained):
@@ -74,17 +41,15 @@ def test_a_run_stopped_and_started_again_is_the_same_run(pretrained, tmp_path):
 def test_finetuning_evaluating_and_asking(pretrained, tmp_path, capsys):
     flags = [*FINETUNE, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=2"]
     assert run("train", *flags, f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}") == 0
-    assert run("train", *FINETUNE, f"--model_dir={tmp_path}/scratch", "--gin.TRAIN_STEPS=1",
-               "--gin.INITIAL_CHECKPOINT_PATH=None") == 0
     assert sorted(losses(tmp_path)) == [1, 2], "steps count from 0"
-    assert losses(tmp_path)[1] != losses(tmp_path / "scratch")[1], "the parameters are the pretrained ones"
     capsys.readouterr()
     assert run("eval", "--gin_file=runs/eval.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_library_and_summarize",
                "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}", "--gin.EVALUATION_EXAMPLES=10",
                f"--model_dir={tmp_path}") == 0
     out = capsys.readouterr().out
     trained = plots.read_metrics(tmp_path)
-    for name in ("pydocs_library/accuracy", "pydocs_library/loss", "pydocs_library/token_accuracy", "pydocs_summarize/rouge1", "pydocs_summarize/rougeL"):
+    for name in ("pydocs_library/accuracy", "pydocs_library/loss", "pydocs_library/token_accuracy",
+                 "pydocs_summarize/rouge1", "pydocs_summarize/rougeL"):
         assert f"eval/{name}" in out and f"eval/{name}" in trained
     sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
     assert sample["inputs"].startswith(("library: ", "summarize: ")) and "prediction" in sample
@@ -92,6 +57,25 @@ def test_finetuning_evaluating_and_asking(pretrained, tmp_path, capsys):
     assert run("infer", f"--checkpoint={tmp_path}", f"--input={tmp_path}/ask.txt", f"--output={tmp_path}/out.jsonl",
                "--gin.infer.batch_size=8") == 0
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
+
+
+def test_all_checkpoints_of_a_run_are_evaluated_or_one(pretrained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(pretrained, folder)
+    flags = ["--gin_file=runs/eval.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption", f"--model_dir={folder}",
+             "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}", "--gin.EVALUATION_EXAMPLES=10",
+             "--gin.Evaluation.decode=False"]
+    trained = plots.read_metrics(folder)["eval/pydocs_span_corruption/loss"][1][-1]
+    assert run("eval", *flags, "--gin.evaluate.checkpoint=all", "--gin.SPLIT=test") == 0
+    steps, values = plots.read_metrics(folder)["test/pydocs_span_corruption/loss"]
+    assert list(steps) == [3, 6] and values[0] != values[1]
+    shutil.rmtree(folder / "checkpoints" / "6")
+    assert run("eval", *flags, "--gin.evaluate.checkpoint=6") == 2
+    assert "evaluate.checkpoint = 6: use 'latest', 'all' or one of 3" in capsys.readouterr().err
+    shutil.copytree(pretrained / "checkpoints" / "6", folder / "checkpoints" / "6")
+    # What is saved is what the run itself evaluated at its end.
+    assert run("eval", *flags, "--gin.evaluate.checkpoint=6") == 0
+    assert plots.read_metrics(folder)["eval/pydocs_span_corruption/loss"][1][-1] == pytest.approx(trained, rel=1e-6)
 
 
 @pytest.mark.slow

@@ -52,12 +52,16 @@ def chosen(blocks, monkeypatch, steps):
     return read
 
 
-def test_every_record_comes_once_an_epoch(monkeypatch):
+def test_every_record_comes_once_an_epoch_and_in_another_order(monkeypatch):
     blocks = source().open()
     size = len(blocks._records[0])
-    read = [i for part in chosen(blocks, monkeypatch, -(-size // 16) * 4) for i in part]
-    counts = np.bincount(read, minlength=size)
-    assert counts.min() >= len(read) // size - 1 and counts.max() <= len(read) // size + 1
+    read = chosen(blocks, monkeypatch, -(-size // 16) * 4)
+    # Streams take turns: of two parts of eight records the first has the even places.
+    pairs = [pair for even, odd in zip(read[0::2], read[1::2], strict=True) for pair in zip(even, odd, strict=True)]
+    order = [i for pair in pairs for i in pair]
+    epochs = [order[n * size:(n + 1) * size] for n in range(4)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
 def test_rates_of_a_mixture_are_exact(monkeypatch):
@@ -74,10 +78,16 @@ def test_the_tasks_of_a_mixture_are_mixed_to_the_end_of_a_block(monkeypatch):
     blocks = dataclasses.replace(source("pydocs_library_and_summarize", packing=False), block_records=400).open()
     kept = {"pydocs_library": 100, "pydocs_summarize": 60}
     monkeypatch.setattr(seqio_blocks, "_read", lambda records, indices: None)
-    monkeypatch.setattr(blocks, "_examples", lambda task, records, seed: seqio_blocks.tf.data.Dataset.from_tensors(
-        list(kept).index(task.name)).repeat(kept[task.name]))
+    seeds = set()
+
+    def examples(task, records, seed):
+        seeds.add(seed)
+        return seqio_blocks.tf.data.Dataset.from_tensors(list(kept).index(task.name)).repeat(kept[task.name])
+
+    monkeypatch.setattr(blocks, "_examples", examples)
     order = np.array(list(blocks._records_block(0, 0, seed=7).as_numpy_iterator()))
     assert np.bincount(order).tolist() == list(kept.values())
+    assert len(seeds) == 2, "and neither has the other's random numbers"
     for part in np.split(order, 4):
         assert 5 <= part.sum() <= 25, "of 40 examples 15 are summaries, here as everywhere"
     again = list(blocks._records_block(0, 0, seed=7).as_numpy_iterator())
@@ -125,6 +135,8 @@ def test_a_source_that_cannot_seek_still_gives_the_same_rows(monkeypatch):
             stream = data.Stream(source(name).open(), 1)
             taken.append([row["encoder_input_tokens"].tolist() for row in stream.take(40)])
         assert taken[0] == taken[1]
+        if name == "pydocs_span_corruption":  # a mixture of such tasks is one endless block
+            assert rows(source(name).open(), 1, 0) != rows(source(name).open(), 1, 1)
         later = data.Stream(source(name).open(), 1, position=stream_position(source(name), 25))
         assert [row["encoder_input_tokens"].tolist() for row in later.take(15)] == taken[0][25:]
 
