@@ -22,11 +22,17 @@ import tensorflow_datasets as tfds  # noqa: E402
 from t5x_lite import seqio_sources  # noqa: E402
 from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
-from t5x_lite.seqio_names import check_lengths, find, vocabulary_of  # noqa: E402
+from t5x_lite.seqio_names import check_lengths, check_named, find, vocabulary_of  # noqa: E402
+from t5x_lite.seqio_packing import (  # noqa: E402
+    EncDecFeatureConverter,
+    LMFeatureConverter,
+    PrefixLMFeatureConverter,
+)
 from t5x_lite.seqio_sources import plain_name  # noqa: E402
 
 # More than any task makes of a record on average: the room in which a mixture's block is shuffled.
 EXAMPLES_A_RECORD = 16
+ROWS_AT_ONCE = 16
 
 # seqio hands out the seeds of a pipeline's random steps from one global counter, so that two pipelines built at once
 # would take each other's. Whoever builds one while a run reads its data holds this.
@@ -36,15 +42,35 @@ BUILDING = threading.Lock()
 tf.config.set_visible_devices([], "GPU")
 
 
-def converter(
-    provider, packing: bool, architecture: str = "encoder_decoder", loss_on_targets_only: bool = True
-) -> seqio.FeatureConverter:
-    """What turns a task's examples into a model's rows."""
+def convert(
+    dataset: tf.data.Dataset, lengths: Mapping[str, int], packing: bool, architecture: str = "encoder_decoder",
+    loss_on_targets_only: bool = True,
+) -> tf.data.Dataset:
+    """A task's examples as a model's rows. Some have targets alone; some are rows already, and stay as they are."""
+    if "decoder_target_tokens" in dataset.element_spec:
+        return dataset
+    converter = converter_class("inputs" in dataset.element_spec, architecture)
+    arguments = {"loss_on_targets_only": loss_on_targets_only} if converter is PrefixLMFeatureConverter else {}
+    check_named(converter.TASK_FEATURES, lengths)
+    return converter(pack=packing, **arguments)(dataset, {name: lengths[name] for name in converter.TASK_FEATURES})
+
+
+def rows_of(dataset: tf.data.Dataset) -> Iterator[Row]:
+    """The model's rows in numpy, in one order whatever the threads do."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = 2
+    # Handed over by the batch: the way into Python costs more than a row.
+    for rows in dataset.batch(ROWS_AT_ONCE).with_options(options).prefetch(2).as_numpy_iterator():
+        for i in range(len(rows["decoder_target_tokens"])):
+            yield {name: column[i] for name, column in rows.items()}
+
+
+def converter_class(inputs: bool, architecture: str) -> type[seqio.FeatureConverter]:
+    """By whether there are inputs, and the model."""
     if architecture == "encoder_decoder":
-        return seqio.EncDecFeatureConverter(pack=packing)
-    if "inputs" in provider.output_features:
-        return seqio.PrefixLMFeatureConverter(pack=packing, loss_on_targets_only=loss_on_targets_only)
-    return seqio.LMFeatureConverter(pack=packing)
+        return EncDecFeatureConverter
+    return PrefixLMFeatureConverter if inputs else LMFeatureConverter
 
 
 class _Records(seqio.DataSource):
@@ -89,9 +115,6 @@ class SeqioBlocks:
         self._provider = find(config, fallback_vocabulary)
         self._tasks = seqio_sources.tasks_with_split(self._provider, config.split)
         check_lengths(self._provider, config.feature_lengths)
-        if architecture == "encoder_decoder" and "inputs" not in self._provider.output_features:
-            raise UserError(f"{plain_name(self._provider.name)} has no inputs for an encoder to read: choose another "
-                            "task, or a language model (--gin_file=models/study/causal_lm.gin)")
         mixture = isinstance(self._provider, seqio.Mixture)
         rates = np.array([self._provider.get_rate(task) for task in self._tasks]) if mixture else np.ones(1)
         self._rates = rates / rates.sum()
@@ -101,13 +124,26 @@ class SeqioBlocks:
             print(f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
                   + ("its stream" if mixture else "the current epoch"))
         self.vocabulary = vocabulary_of(self._provider)
-        self._converter = converter(self._provider, config.packing, architecture, config.loss_on_targets_only)
+        self._architecture = architecture
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Builds a pipeline: what is wrong in an objective is said before the first step; gin sees what it reads."""
+        if self.seekable:
+            made = [self._examples(task, _read(records, np.arange(1)), 0)
+                    for task, records in zip(self._tasks, self._records, strict=True)]
+        else:
+            made = [self._epoch_block(0, 0, 0)]
+        for_encoders = {"inputs", "encoder_input_tokens"}
+        if self._architecture == "encoder_decoder" and any(not for_encoders & set(d.element_spec) for d in made):
+            raise UserError(f"{plain_name(self._provider.name)} makes no inputs for an encoder to read: choose another "
+                            "task or objective, or a language model (--gin_file=models/study/causal_lm.gin)")
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
         with BUILDING:
             dataset = self._block(stream, k)
         if dataset is not None:
-            yield from dataset.as_numpy_iterator()
+            yield from rows_of(dataset)
 
     def _block(self, stream: int, k: int) -> tf.data.Dataset | None:
         config = self._config
@@ -120,11 +156,8 @@ class SeqioBlocks:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = self._converter(dataset, dict(config.feature_lengths))
-        options = tf.data.Options()
-        options.deterministic = True
-        options.threading.private_threadpool_size = 2
-        return dataset.with_options(options).prefetch(16)
+            return convert(
+                dataset, config.feature_lengths, config.packing, self._architecture, config.loss_on_targets_only)
 
     def _records_block(self, stream: int, k: int, seed: int) -> tf.data.Dataset | None:
         datasets = []

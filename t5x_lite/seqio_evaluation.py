@@ -37,7 +37,8 @@ class EvaluationData:
             try_in_mem_cache=False,
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
-        dataset = _converter(task)(dataset, dict(self._config.feature_lengths))
+        lengths, inputs = self._config.feature_lengths, "inputs" in dataset.element_spec
+        dataset = seqio_blocks.convert(dataset, lengths, packing=False, architecture=_architecture(inputs))
         if self._config.num_examples is not None:
             dataset = dataset.take(self._config.num_examples)
         rows = list(dataset.as_numpy_iterator())
@@ -96,9 +97,13 @@ class EvaluationData:
 
 
 def _converter(provider) -> seqio.FeatureConverter:
+    inputs = "inputs" in provider.output_features
+    return seqio_blocks.converter_class(inputs, _architecture(inputs))(pack=False)
+
+
+def _architecture(inputs: bool) -> str:
     """Inputs and targets apart, whatever the model (it joins them itself if need be); targets alone if that is all."""
-    architecture = "encoder_decoder" if "inputs" in provider.output_features else "causal_lm"
-    return seqio_blocks.converter(provider, packing=False, architecture=architecture)
+    return "encoder_decoder" if inputs else "causal_lm"
 
 
 def _no_scores(dataset, model_feature_shapes=None):

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -90,8 +90,13 @@ def vocabulary_of(provider: Provider) -> vocabularies.Vocabulary:
 
 
 def check_lengths(provider: Provider, lengths: Mapping[str, int]) -> None:
-    missing = [name for name in provider.output_features if name not in lengths]
-    if missing:
+    """UserError if a feature that the tasks always make has no length."""
+    check_named([name for name, feature in provider.output_features.items() if feature.required], lengths)
+
+
+def check_named(features: Iterable[str], lengths: Mapping[str, int]) -> None:
+    """UserError if one of the features has no length."""
+    if missing := [name for name in features if name not in lengths]:
         raise UserError(f"TASK_FEATURE_LENGTHS lacks {', '.join(missing)}; for example "
                         '{"inputs": 512, "targets": 114}')
 

@@ -19,11 +19,7 @@ FOLDERS = {"t5x_lite": "t5x_lite", "tasks": "t5x_lite/tasks", "gin": "t5x_lite/g
 HEAVY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "torch", "transformers")
 # The doors to TensorFlow. Everything else must work, and start quickly, where it is not installed.
 NEEDS_TENSORFLOW = {
-    "t5x_lite.seqio_blocks",
-    "t5x_lite.seqio_evaluation",
-    "t5x_lite.seqio_names",
-    "t5x_lite.seqio_sources",
-}
+    f"t5x_lite.seqio_{part}" for part in ("blocks", "evaluation", "names", "packing", "sources")}
 
 
 def run(*arguments, cwd, check=True, **environment):
