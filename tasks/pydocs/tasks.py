@@ -1,11 +1,10 @@
 """The tasks on the pydocs corpus. Registered here; the corpus is read (and built) when one of them is used."""
 
-import functools
-
 import seqio
 import tensorflow as tf
 
-from t5x_lite.tasks import objectives
+from t5x_lite.tasks import preprocessors
+from t5x_lite.tasks import unsupervised
 from t5x_lite.tasks.pydocs import metrics
 from t5x_lite.tasks.pydocs import source
 from t5x_lite.tasks.pydocs import vocabulary
@@ -50,19 +49,12 @@ def _strip(decoded: str, **unused) -> str:
     return decoded.strip()
 
 
-seqio.TaskRegistry.add(
-    "pydocs_span_corruption",
-    source=_source,
-    preprocessors=[
-        functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
-        seqio.preprocessors.tokenize,
-        seqio.CacheDatasetPlaceholder(),
-        objectives.span_corruption,
-        seqio.preprocessors.append_eos_after_trim,
-    ],
-    output_features=_features,
-    metric_fns=[],
-)
+for _name, _objective in (
+    ("pydocs_span_corruption", preprocessors.span_corruption),
+    ("pydocs_unsupervised", preprocessors.unsupervised),  # whatever gin says: --gin_file=objectives/NAME.gin
+):
+    unsupervised.add_task(
+        _name, _source, unsupervised.features(_vocabulary), _objective, seqio.preprocessors.append_eos_after_trim)
 
 for _name, _text_to_text, _metric in (
     ("pydocs_summarize", summarize, metrics.rouge),

@@ -1,4 +1,4 @@
-"""Masks, fills, lengths and cutting: the properties by which span corruption is defined."""
+"""Masks and fills: the properties by which they are defined, for one segment and for many at once."""
 
 from collections import Counter
 import itertools
@@ -11,14 +11,12 @@ import scipy.stats
 import seqio
 import tensorflow as tf
 
+from t5x_lite import vocabularies
 from t5x_lite.errors import UserError
-from t5x_lite.tasks import objectives
+from t5x_lite.tasks import preprocessors
+from t5x_lite.tasks.objectives import fills, masks
 
-BYTES = seqio.ByteVocabulary(extra_ids=100)
-FEATURES = {
-    "inputs": seqio.Feature(vocabulary=BYTES, add_eos=True),
-    "targets": seqio.Feature(vocabulary=BYTES, add_eos=True),
-}
+BYTES = seqio.ByteVocabulary(extra_ids=100)  # ids 3 to 258 are bytes, 358 down to 259 sentinels
 
 
 def seeds(n: int, count: int = 2) -> tf.Tensor:
@@ -29,18 +27,15 @@ def runs(mask) -> list[tuple[bool, int]]:
     return [(bool(k), len(list(g))) for k, g in itertools.groupby(mask)]
 
 
-def dataset(*documents) -> tf.data.Dataset:
-    return tf.data.Dataset.from_generator(
-        lambda: ({"targets": np.array(d, np.int32)} for d in documents),
-        output_signature={"targets": tf.TensorSpec([None], tf.int32)},
-    )
+def even(counts, cases: int) -> bool:
+    """Whether counts of `cases` equally likely outcomes look it."""
+    return len(counts) == cases and scipy.stats.chisquare(list(counts.values())).pvalue > 1e-4
 
 
-def listed(ds) -> list[list[int]]:
-    return [e["targets"].tolist() for e in ds.as_numpy_iterator()]
+# Masks --------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     length=st.integers(2, 700),
     density=st.floats(0.05, 0.5),
@@ -48,7 +43,7 @@ def listed(ds) -> list[list[int]]:
     seed=st.integers(0, 2**31 - 1),
 )
 def test_span_mask_has_the_exact_counts_and_ends(length, density, mean, seed):
-    mask = objectives.random_spans_noise_mask(length, density, seeds(seed), mean_noise_span_length=mean).numpy()
+    mask = preprocessors.random_spans_noise_mask(length, density, seeds(seed), mean_noise_span_length=mean).numpy()
     noise = int(np.clip(np.round(np.float32(length) * np.float32(density)), 1, length - 1))
     spans = max(1, int(np.round(np.float32(noise) / np.float32(mean))))
     assert mask.shape == (length,)
@@ -57,218 +52,218 @@ def test_span_mask_has_the_exact_counts_and_ends(length, density, mean, seed):
     assert sum(kind for kind, _ in runs(mask)) == min(spans, noise, length - noise)
 
 
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=6), seed=st.integers(0, 2**31 - 1))
+def test_span_masks_of_many_segments_are_each_as_of_one(lengths, seed):
+    many = masks.random_spans_noise_mask(lengths, 0.3, seeds(seed), mean_noise_span_length=2.5)
+    for length, mask in zip(lengths, many.to_list(), strict=True):
+        alone = masks.random_spans_noise_mask(length, 0.3, seeds(seed), mean_noise_span_length=2.5).numpy()
+        assert len(mask) == length and sum(mask) == alone.sum() and len(runs(mask)) == len(runs(alone))
+        assert length < 2 or (not mask[0] and mask[-1])
+
+
 def test_span_mask_of_t5_has_85_noise_tokens_in_28_spans():
-    for seed in range(50):
-        mask = objectives.random_spans_noise_mask(568, 0.15, seeds(seed)).numpy()
+    for mask in masks.random_spans_noise_mask([568] * 300, 0.15, seeds(1)).numpy():
         assert (mask.sum(), sum(kind for kind, _ in runs(mask))) == (85, 28)
 
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_span_mask_of_next_to_nothing_is_all_text(length):
-    assert objectives.random_spans_noise_mask(length, 0.15, seeds(1)).numpy().tolist() == [False] * length
+    assert preprocessors.random_spans_noise_mask(length, 0.15, seeds(1)).numpy().tolist() == [False] * length
 
 
 def test_roll_reaches_every_position_and_keeps_the_count():
-    masks = [
-        objectives.random_spans_noise_mask(12, 0.25, seeds(i), mean_noise_span_length=3.0, random_roll=True).numpy()
-        for i in range(150)
-    ]
-    assert {int(m.sum()) for m in masks} == {3}
-    assert np.any(masks, axis=0).all()
+    rolled = masks.random_spans_noise_mask([12] * 300, 0.25, seeds(5), mean_noise_span_length=3.0, random_roll=True)
+    assert set(rolled.numpy().sum(axis=1)) == {3}
+    assert even(Counter(tuple(m) for m in rolled.numpy().tolist()), 12)  # one span, begun anywhere
 
 
 @pytest.mark.parametrize("items, segments", [(6, 3), (5, 2), (7, 4), (4, 4), (5, 1)])
 def test_segmentation_is_uniform_over_all_compositions(items, segments):
-    draws = 3000
-    ds = tf.data.Dataset.range(draws)
-    ds = ds.map(lambda i: objectives.random_segmentation(items, segments, tf.stack([i, 7 * i])))
-    drawn = np.stack(list(ds.as_numpy_iterator()))
+    # Beside a longer row, so that there are segments to fill up with.
+    drawn = masks.random_segmentation(tf.constant([items] * 3000 + [9]), tf.constant([segments] * 3000 + [5]), [1, 2])
+    drawn = drawn.numpy()[:-1]
+    assert not drawn[:, segments:].any()
+    counts = Counter(map(tuple, drawn[:, :segments].tolist()))
     compositions = [c for c in itertools.product(range(1, items + 1), repeat=segments) if sum(c) == items]
-    counts = Counter(map(tuple, drawn.tolist()))
     assert set(counts) == set(compositions)
-    if len(compositions) > 1:
-        assert scipy.stats.chisquare([counts[c] for c in compositions]).pvalue > 1e-4
+    assert len(compositions) == 1 or even(counts, len(compositions))
 
 
 def test_iid_mask_has_its_density_and_no_memory():
-    mask = objectives.iid_noise_mask(40_000, 0.15, seeds(3)).numpy()
+    mask = preprocessors.iid_noise_mask(40_000, 0.15, seeds(3)).numpy()
     assert abs(mask.mean() - 0.15) < 0.01
     assert abs((mask[1:] & mask[:-1]).mean() - 0.15**2) < 0.005
 
 
-@settings(max_examples=60, deadline=None)
-@given(length=st.integers(2, 300), seed=st.integers(0, 2**31 - 1))
-def test_splicing_targets_into_inputs_restores_the_tokens(length, seed):
-    tokens = np.random.default_rng(seed).integers(3, 259, length).astype(np.int32)
-    mask = objectives.random_spans_noise_mask(length, 0.15, seeds(seed))
-    inputs = objectives.noise_span_to_unique_sentinel(tf.constant(tokens), mask, BYTES, seeds(0)).numpy().tolist()
-    targets = objectives.nonnoise_span_to_unique_sentinel(tf.constant(tokens), mask, BYTES, seeds(0)).numpy().tolist()
-    spans: dict[int, list[int]] = {}
-    for t in targets:
-        if t >= 259:
-            current = spans.setdefault(t, [])
-        else:
-            current.append(t)
-    assert list(spans) == [358 - i for i in range(len(spans))]  # the highest id first, then down
-    restored = [x for t in inputs for x in (spans[t] if t >= 259 else [t])]
-    assert restored == tokens.tolist()
+@settings(max_examples=25, deadline=None)
+@given(density=st.floats(0.1, 0.5), seed=st.integers(0, 2**31 - 1))
+def test_regular_masks_repeat_one_span_at_one_distance(density, seed):
+    drawn = masks.regular_noise_mask([120] * 8, density, seeds(seed), min_span_length=2, max_span_length=4).numpy()
+    for mask in drawn:
+        inner = runs(mask)[1:-1]  # the first and the last may be cut off
+        (span,) = {n for noise, n in inner if noise}
+        (gap,) = {n for noise, n in inner if not noise}
+        assert 2 <= span <= 4
+        assert span + gap == int(np.round(np.float32(span) / np.float32(density)))
+    assert len({tuple(mask) for mask in drawn.tolist()}) > 1
+
+
+def test_regular_masks_begin_anywhere():
+    drawn = masks.regular_noise_mask([24] * 3000, 0.25, seeds(2), min_span_length=3, max_span_length=3).numpy()
+    assert even(Counter(map(tuple, drawn.tolist())), 12)  # the period
+
+
+@pytest.mark.parametrize("density, prefixes", [(0.5, range(1, 9)), (0.25, range(4, 9)), (0.0, range(8, 9))])
+def test_prefixes_are_uniform_between_their_bounds(density, prefixes):
+    drawn = masks.random_prefix_noise_mask([9] * 3000, density, seeds(4)).numpy()
+    lengths = drawn.sum(axis=1)
+    assert all((mask[:n]).all() for mask, n in zip(drawn, lengths, strict=True))
+    assert set(lengths) == set(prefixes)
+    assert len(prefixes) == 1 or even(Counter(lengths.tolist()), len(prefixes))
+
+
+def test_prefix_of_next_to_nothing_and_of_too_much():
+    assert masks.random_prefix_noise_mask([0, 1, 2], 0.5, seeds(1)).to_list() == [[], [False], [True, False]]
+    with pytest.raises(ValueError, match="at most 0.5"):
+        masks.random_prefix_noise_mask(5, 0.6, seeds(1))
+
+
+@pytest.mark.parametrize(
+    "mask_fn", [masks.iid_noise_mask, masks.regular_noise_mask, masks.random_spans_noise_mask,
+                masks.random_prefix_noise_mask])
+def test_the_same_seeds_give_the_same_mask(mask_fn):
+    one, again, other = (mask_fn([90] * 4, 0.3, seeds(n)).numpy() for n in (1, 1, 2))
+    assert (one == again).all() and (one != other).any()
+    assert (one[0] != one[1]).any(), "segments have masks of their own"
+
+
+# Fills --------------------------------------------------------------------------------------------------------------
 
 
 def test_fills_by_hand():
     tokens, mask = tf.constant([10, 11, 12, 13, 14, 15]), tf.constant([True, False, False, True, True, False])
     args = (tokens, mask, BYTES, seeds(0))
-    assert objectives.noise_span_to_unique_sentinel(*args).numpy().tolist() == [358, 11, 12, 357, 15]
-    assert objectives.nonnoise_span_to_unique_sentinel(*args).numpy().tolist() == [10, 358, 13, 14, 357]
-    assert objectives.drop_noise_tokens(*args).numpy().tolist() == [11, 12, 15]
-    assert objectives.drop_nonnoise_tokens(*args).numpy().tolist() == [10, 13, 14]
+    assert preprocessors.noise_span_to_unique_sentinel(*args).numpy().tolist() == [358, 11, 12, 357, 15]
+    assert preprocessors.nonnoise_span_to_unique_sentinel(*args).numpy().tolist() == [10, 358, 13, 14, 357]
+    assert preprocessors.drop_noise_tokens(*args).numpy().tolist() == [11, 12, 15]
+    assert preprocessors.drop_nonnoise_tokens(*args).numpy().tolist() == [10, 13, 14]
+    assert preprocessors.noise_token_to_sentinel(*args).numpy().tolist() == [358, 11, 12, 358, 358, 15]
+    assert preprocessors.noise_span_to_sentinel(*args).numpy().tolist() == [358, 11, 12, 358, 15]
+    assert preprocessors.nonnoise_span_to_sentinel(*args).numpy().tolist() == [10, 358, 13, 14, 358]
+    assert preprocessors.noise_span_after_unique_sentinel(*args).numpy().tolist() == [358, 10, 357, 13, 14]
+
+
+def random_segments(seed, density=0.4):
+    rng = np.random.default_rng(seed)
+    lengths = [0, *rng.integers(0, 40, 4), 0]
+    tokens = [rng.integers(3, 259, n).astype(np.int32).tolist() for n in lengths]
+    noise = [(rng.random(n) < density).tolist() for n in lengths]
+    return tokens, noise, (tf.ragged.constant(tokens, tf.int32, 1), tf.ragged.constant(noise, tf.bool, 1))
+
+
+@pytest.mark.parametrize("fill", [
+    fills.noise_token_to_sentinel, fills.noise_span_to_sentinel, fills.nonnoise_span_to_sentinel,
+    fills.noise_span_to_unique_sentinel, fills.nonnoise_span_to_unique_sentinel,
+    fills.noise_span_after_unique_sentinel, fills.drop_noise_tokens, fills.drop_nonnoise_tokens])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_many_segments_are_filled_as_each_alone(fill, seed):
+    tokens, noise, together = random_segments(seed)
+    for row, t, n in zip(fill(*together, BYTES, seeds(0)).to_list(), tokens, noise, strict=True):
+        assert row == fill(tf.constant(t, tf.int32), tf.constant(n, tf.bool), BYTES, seeds(0)).numpy().tolist()
+
+
+def spliced(inputs, targets) -> list[int]:
+    """What is left of the inputs, each sentinel replaced by what follows it in the targets."""
+    spans: dict[int, list[int]] = {}
+    for t in targets:
+        if t >= 259:
+            assert t not in spans
+            current = spans.setdefault(t, [])
+        else:
+            current.append(t)
+    assert list(spans) == [358 - i for i in range(len(spans))]  # the highest id first, then down
+    return [x for t in inputs for x in (spans[t] if t >= 259 else [t])]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@settings(max_examples=30, deadline=None)
+@given(length=st.integers(2, 300), seed=st.integers(0, 2**31 - 1))
+def test_splicing_targets_into_inputs_restores_the_tokens(aligned, length, seed):
+    """Of span masks with either targets, of any mask with aligned ones."""
+    tokens = np.random.default_rng(seed).integers(3, 259, length).astype(np.int32)
+    mask_fn = masks.iid_noise_mask if aligned else masks.random_spans_noise_mask
+    targets_fn = fills.noise_span_after_unique_sentinel if aligned else fills.nonnoise_span_to_unique_sentinel
+    args = (tf.constant(tokens), mask_fn(length, 0.15, seeds(seed)), BYTES, seeds(0))
+    inputs = fills.noise_span_to_unique_sentinel(*args).numpy().tolist()
+    assert spliced(inputs, targets_fn(*args).numpy().tolist()) == tokens.tolist()
 
 
 def test_first_sentinel_is_the_highest_id():
-    assert objectives.sentinel_id(BYTES) == 358
-    assert objectives.sentinel_id(BYTES, return_value=7) == 7
+    assert preprocessors.sentinel_id(BYTES) == 358
+    assert preprocessors.sentinel_id(BYTES, return_value=7) == 7
 
 
-@pytest.mark.parametrize(
-    "inputs, density, mean, expected",
-    [
-        (512, 0.15, 3.0, (568, 114)),
-        (512, 0.15, 2.0, (552, 126)),
-        (512, 0.15, 5.0, (581, 105)),
-        (512, 0.15, 10.0, (591, 99)),
-        (1024, 0.15, 3.0, (1137, 229)),
-        (1024, 0.15, 20.0, (1193, 189)),
-        (512, 0.5, 3.0, (766, 512)),
-        (512, 0.15, 64.0, (600, 92)),
-        (512, 0.5, 64.0, (1006, 512)),
-    ],
-)
-def test_lengths(inputs, density, mean, expected):
-    assert objectives.random_spans_helper(inputs, density, mean, 1, 1) == expected
+def test_more_spans_than_sentinels_are_an_error_or_run_into_ordinary_ids():
+    few = seqio.ByteVocabulary(extra_ids=2)
+    args = (tf.range(10, 16), tf.constant([True, False] * 3), few, seeds(0))
+    for fill in (fills.noise_span_to_unique_sentinel, fills.noise_span_after_unique_sentinel):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="2 sentinels.*overflow = True"):
+            fill(*args)
+    assert fills.noise_span_to_unique_sentinel(*args, overflow=True).numpy().tolist() == [260, 11, 259, 13, 258, 15]
 
 
-def test_chunk_is_one_whole_block_and_every_block_comes_up():
-    document = list(range(3, 28))  # 25 tokens in blocks of 10: 10, 10, 5
-    with seqio.map_seed_manager(5):
-        ds = objectives.select_random_chunk(dataset(*[document] * 120, []), FEATURES, max_length=10)
-        chunks = Counter(map(tuple, listed(ds)))
-    assert set(chunks) == {tuple(document[:10]), tuple(document[10:20]), tuple(document[20:])}
-    assert min(chunks.values()) > 20
+def test_sentinels_inside_a_sentencepiece_model_are_counted(corpus_dir, tmp_path):
+    from t5x_lite.tasks.pydocs import vocabulary
+
+    shipped = vocabulary.PydocsVocabulary()
+    (tmp_path / "with.model").write_bytes(vocabularies.from_seqio(shipped).model_proto)
+    inside = seqio.SentencePieceVocabulary(str(tmp_path / "with.model"), extra_ids=0)
+    assert inside.extra_ids == 0 and fills.sentinel_count(inside) == fills.sentinel_count(shipped) == 100
 
 
-def test_chunk_from_a_uniform_start_and_of_a_drawn_length():
-    document = list(range(3, 28))
-    with seqio.map_seed_manager(5):
-        ds = objectives.select_random_chunk(
-            dataset(*[document] * 300), FEATURES, max_length=10, min_length=4, uniform_random_start=True
-        )
-        chunks = listed(ds)
-    assert all(0 < len(c) < 10 and c == list(range(c[0], c[0] + len(c))) for c in chunks)
-    assert {c[0] for c in chunks} == set(document)  # clipped starts included
-    assert {len(c) for c in chunks} >= {4, 9}
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_permuting_moves_noise_alone_and_within_its_segment(seed):
+    tokens, noise, together = random_segments(seed)
+    permuted = fills.permute_noise_tokens(*together, BYTES, seeds(seed)).to_list()
+    for row, t, n in zip(permuted, tokens, noise, strict=True):
+        assert [x for x, moved in zip(row, n) if not moved] == [x for x, moved in zip(t, n) if not moved]
+        assert sorted(row) == sorted(t)
 
 
-def test_chunk_takes_its_length_from_the_feature():
-    ds = objectives.select_random_chunk(dataset([5] * 8), FEATURES, sequence_length={"targets": 9})
-    assert listed(ds) == [[5] * 8]
-    with pytest.raises(ValueError, match="max_length"):
-        objectives.select_random_chunk(dataset([5]), FEATURES)
+def test_every_permutation_is_as_likely():
+    tokens, mask = tf.ragged.constant([[5, 6, 7, 8]] * 3000), tf.ragged.constant([[True, False, True, True]] * 3000)
+    assert even(Counter(map(tuple, fills.permute_noise_tokens(tokens, mask, BYTES, seeds(1)).to_list())), 6)
 
 
-def test_concat_joins_in_order_without_separators_and_keeps_the_last_group():
-    documents = [[3, 4], [5, 0, 6], [7], [8, 9, 10], [11]]
-    assert listed(objectives.reduce_concat_tokens(dataset(*documents), batch_size=2)) == [
-        [3, 4, 5, 6],
-        [7, 8, 9, 10],
-        [11],
-    ]
+def test_gathered_tokens_come_from_the_segment():
+    tokens = tf.ragged.constant([[5, 6, 7]] * 2000 + [[9]])
+    mask = tf.ragged.constant([[True, False, False]] * 2000 + [[True]])
+    gathered = fills.noise_token_to_gathered_token(tokens, mask, BYTES, seeds(1)).to_list()
+    assert gathered[-1] == [9] and {tuple(row[1:]) for row in gathered[:-1]} == {(6, 7)}
+    assert even(Counter(row[0] for row in gathered[:-1]), 3)
 
 
-def test_split_cuts_into_full_segments_and_a_shorter_last_one():
-    ds = objectives.split_tokens(dataset(range(3, 13), [], [7, 8]), max_tokens_per_segment=4)
-    assert listed(ds) == [[3, 4, 5, 6], [7, 8, 9, 10], [11, 12], [7, 8]]
+def test_random_tokens_are_any_but_the_reserved():
+    tokens, mask = tf.zeros([40_000], tf.int32) + 300, tf.range(40_000) % 2 == 0
+    made = fills.noise_token_to_random_token(tokens, mask, BYTES, seeds(1)).numpy()
+    assert (made[1::2] == 300).all() and set(made[::2]) == set(range(3, 359))
 
 
-def test_split_lengths_leave_room_for_eos():
-    lengths = {"inputs": 6, "targets": 4}
-    document = dataset(range(3, 14))
-    to_inputs = objectives.split_tokens_to_inputs_length(document, lengths, FEATURES)
-    to_targets = objectives.split_tokens_to_targets_length(document, lengths, FEATURES)
-    assert [len(x) for x in listed(to_inputs)] == [5, 5, 1]
-    assert [len(x) for x in listed(to_targets)] == [3, 3, 3, 2]
+@pytest.mark.parametrize("fill, sentinels, others", [
+    (fills.noise_token_to_random_token_or_sentinel, 0.9, 0.1), (fills.bert_noise_tokens, 0.8, 0.1)])
+def test_mixtures_have_their_shares(fill, sentinels, others):
+    tokens, mask = tf.zeros([40_000], tf.int32) + 2, tf.range(40_000) % 2 == 0  # 2 is reserved: never drawn
+    made = fill(tokens, mask, BYTES, seeds(1)).numpy()
+    assert (made[1::2] == 2).all()
+    changed = made[::2]
+    assert abs((changed == 358).mean() - sentinels - others / 356) < 0.015
+    assert abs(((changed != 358) & (changed != 2)).mean() - others * 355 / 356) < 0.01
+    assert abs((changed == 2).mean() - (1 - sentinels - others)) < 0.01
 
 
-def test_split_draws_lengths_between_the_bounds():
-    with seqio.map_seed_manager(1):
-        ds = objectives.split_tokens(
-            dataset(*[range(3, 259)] * 100), min_tokens_per_segment=4, max_tokens_per_segment=64
-        )
-        lengths = [len(x) for x in listed(ds) if x[0] == 3]
-    assert min(lengths) >= 4 and max(lengths) <= 64
-    # Log-uniform: half of the documents are below the geometric mean, 16, where uniform draws would put a fifth.
-    assert 30 <= sum(n <= 16 for n in lengths) <= 70
-
-
-def test_split_carries_other_features():
-    ds = tf.data.Dataset.from_tensors({"targets": [3, 4, 5], "w": [1.0, 2.0, 3.0], "id": "x", "lost": 1})
-    out = objectives.split_tokens(
-        ds, max_tokens_per_segment=2, additional_feature_keys=["w"], passthrough_feature_keys=["id"]
-    )
-    rows = [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in e.items()} for e in out.as_numpy_iterator()]
-    assert rows == [{"targets": [3, 4], "w": [1, 2], "id": b"x"}, {"targets": [5], "w": [3], "id": b"x"}]
-    with pytest.raises(ValueError, match="both"):
-        objectives.split_tokens(ds, max_tokens_per_segment=2, passthrough_feature_keys=["targets"])
-
-
-def test_span_corruption_fills_the_lengths_exactly_and_repeats_itself():
-    text = dataset(*[np.random.default_rng(i).integers(3, 259, 300) for i in range(20)])
-
-    def run(seed):
-        with seqio.map_seed_manager(seed):
-            ds = objectives.span_corruption(text, {"inputs": 64, "targets": 40}, FEATURES)
-            return [(e["inputs"].tolist(), e["targets"].tolist()) for e in ds.as_numpy_iterator()]
-
-    tokens, targets_length = objectives.random_spans_helper(64, 0.15, 3.0, 1, 1)
-    first = run(1)
-    assert len(first) == -(-6000 // tokens)
-    assert {(len(i) + 1, len(t) + 1) for i, t in first[:-1]} == {(64, targets_length)}
-    assert first == run(1)
-    assert first != run(2)
-    # Every example draws its own mask: sentinels stand elsewhere in almost all of them.
-    places = Counter(tuple(n for n, t in enumerate(i) if t >= 259) for i, _ in first[:-1])
-    assert len(places) > 0.9 * (len(first) - 1)
-
-
-def test_span_corruption_names_the_length_it_needs():
-    with pytest.raises(UserError, match=r"TASK_FEATURE_LENGTHS = \{'inputs': 512, 'targets': 114\}"):
-        objectives.span_corruption(dataset([3]), {"inputs": 512, "targets": 113}, FEATURES)
-
-
-def test_span_corruption_can_leave_documents_apart_and_pass_features_through():
-    ds = tf.data.Dataset.from_tensor_slices({"targets": [[3] * 10, [4] * 10], "id": ["a", "b"]})
-    out = objectives.span_corruption(
-        ds,
-        {"inputs": 64, "targets": 40},
-        FEATURES,
-        merge_examples_to_reduce_padding=False,
-        passthrough_feature_keys=["id"],
-    )
-    rows = list(out.as_numpy_iterator())
-    assert [r["id"] for r in rows] == [b"a", b"b"]
-    assert set(rows[0]["targets"].tolist()) == {3, 358}
-    with pytest.raises(ValueError, match="merge"):
-        objectives.span_corruption(ds, {"inputs": 64, "targets": 40}, FEATURES, passthrough_feature_keys=["id"])
-
-
-def test_denoise_wants_one_vocabulary():
-    other = FEATURES | {"inputs": seqio.Feature(vocabulary=seqio.ByteVocabulary(extra_ids=5))}
-    with pytest.raises(ValueError, match="vocabulary"):
-        objectives.denoise(dataset([3]), other, 0.15, objectives.iid_noise_mask, objectives.drop_noise_tokens)
-
-
-def test_denoise_without_targets_fn_keeps_the_text():
-    ds = objectives.denoise(
-        dataset(range(3, 50)), FEATURES, 0.5, objectives.iid_noise_mask, objectives.drop_noise_tokens
-    )
-    (example,) = ds.as_numpy_iterator()
-    assert example["targets"].tolist() == list(range(3, 50))
-    assert 0 < len(example["inputs"]) < 47
+def test_shares_of_more_than_one():
+    with pytest.raises(UserError, match="more than 1 together"):
+        fills.bert_noise_tokens(tf.constant([5]), tf.constant([True]), BYTES, seeds(1), sentinel_prob=0.95)
