@@ -3,7 +3,7 @@
 What differs from bare gin-config, and why:
 
 * **The order of files does not matter.** gin lets the last statement win, so a run file included late would undo a
-  user's choice. Here bindings have a rank: shipped models, objectives, meshes, runs, ways of finetuning, examples < a
+  user's choice. Here bindings have a rank: shipped models, meshes, runs, objectives, ways of finetuning, examples < a
   recorded configuration < the user's files < the command line; only within one rank does the last one win. A file that
   is included twice is read once, and all imports run before any name is looked up.
 * **Every binding knows where it comes from** (gin 0.5.0 does not keep that), so that an error names file and line, and

@@ -1,7 +1,7 @@
 """Where gin files are: the shipped ones under one name wherever they are installed, the user's beside them.
 
-A file's rank says whose bindings win, whatever the order in which files are read: shipped models, objectives, meshes,
-runs, ways of finetuning, examples < a recorded configuration < the user's files < the command line.
+A file's rank says whose bindings win, whatever the order in which files are read: shipped models, meshes, runs,
+objectives, ways of finetuning, examples < a recorded configuration < the user's files < the command line.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ PREFIX = "t5x_lite/gin/"  # how shipped files name each other
 RECORDED_HEADER = "# Recorded by t5x-lite"
 
 FLAG, USER, RECORDED = 8, 7, 6
-_SHIPPED_RANKS = {"models": 0, "objectives": 1, "mesh": 2, "runs": 3, "finetuning": 4}
+_SHIPPED_RANKS = {"models": 0, "mesh": 1, "runs": 2, "objectives": 3, "finetuning": 4}  # objectives say their lengths
 _OTHER_SHIPPED = 5  # examples, study: they are complete runs and may override what they include
 
 

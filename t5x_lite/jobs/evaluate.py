@@ -38,12 +38,12 @@ def evaluate(
     if checkpoint not in ("latest", "all") and checkpoint not in steps:
         raise UserError(f"evaluate.checkpoint = {checkpoint!r}: use 'latest', 'all' or one of {', '.join(map(str, steps))}")
     chosen = steps if checkpoint == "all" else [newest if checkpoint == "latest" else checkpoint]
-    configuration.check_all_read()
     main = jax.process_index() == 0
     say = print if main else (lambda *_: None)
     say(partitioner.describe())
     evaluator = evaluation.open(functools.partial(checkpoints.read_vocabulary, model_dir))
     say(evaluator.describe())
+    configuration.check_all_read()  # the tasks' preprocessors are configurables, too
     prefix = "eval" if evaluation.split == "validation" else evaluation.split
     with monitor.MetricsWriter(model_dir, enabled=main) as writer:
         for step in chosen:

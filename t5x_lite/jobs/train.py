@@ -118,7 +118,6 @@ def train(
             raise UserError("T5Config.prompt does not go with packed rows; set SeqioSource.packing = False")
         if save_only_trained and not initial_checkpoint_path:
             raise UserError("train.save_only_trained needs INITIAL_CHECKPOINT_PATH, where the other parameters are")
-        configuration.check_all_read()
         # Refused now where there is none, not after the data was opened.
         foreign = bool(initial_checkpoint_path) and checkpoints.is_foreign(initial_checkpoint_path)
         if foreign and save_only_trained:
@@ -141,6 +140,7 @@ def train(
         evaluator = evaluation.open(fallback_vocabulary) if evaluation and not dry_run else None
         if evaluator:
             say(evaluator.describe())
+        configuration.check_all_read()  # the tasks' preprocessors are configurables, too
         if dry_run:
             with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
                 _print_dry_run(trainer, next(batches)[0], say)
