@@ -65,15 +65,14 @@ for _suffix in ("", "_test"):
 
 # With unlabelled text ----------------------------------------------------------------------------------------------
 
-if _C4 in seqio.TaskRegistry.names():
-    _add("all_equal", [*_SUPERVISED, _C4], default_rate=1.0)
-    _add("all_proportional", _proportional([*_SUPERVISED, _C4]))
-    _add("all_mix", [(_C4, rates.rate_unsupervised), *_proportional(_SUPERVISED)])
-    _add(
-        "en_mix",
-        [(_C4, rates.rate_unsupervised), *rates.GLUE, *rates.SUPER_GLUE, "squad_v010_allanswers"],
-        default_rate=rates.rate_num_examples,
-    )
-    for _left_out in (*_BENCHMARKS, *_OTHERS):
-        _without = _BENCHMARKS.get(_left_out, {_left_out})
-        _add(f"leave_one_out_{_left_out}", _proportional([t for t in (*_SUPERVISED, _C4) if t not in _without]))
+_add("all_equal", [*_SUPERVISED, _C4], default_rate=1.0)
+_add("all_proportional", _proportional([*_SUPERVISED, _C4]))
+_add("all_mix", [(_C4, rates.rate_unsupervised), *_proportional(_SUPERVISED)])
+_add(
+    "en_mix",
+    [(_C4, rates.rate_unsupervised), *rates.GLUE, *rates.SUPER_GLUE, "squad_v010_allanswers"],
+    default_rate=rates.rate_num_examples,
+)
+for _left_out in (*_BENCHMARKS, *_OTHERS):
+    _without = _BENCHMARKS.get(_left_out, {_left_out})
+    _add(f"leave_one_out_{_left_out}", _proportional([t for t in (*_SUPERVISED, _C4) if t not in _without]))

@@ -18,10 +18,6 @@ FINETUNED = (
     "wmt_t2t_ende_v003", "wmt15_enfr_v003", "wmt16_enro_v003")
 
 
-with_unlabelled_text = pytest.mark.skipif(
-    "c4_v020_unsupervised" not in seqio.TaskRegistry.names(), reason="mixtures with C4 come with its unsupervised task")
-
-
 @pytest.fixture(autouse=True)
 def clean_gin():
     yield
@@ -130,7 +126,6 @@ def test_all_supervised_is_everything_that_t5_is_finetuned_on():
     assert members == expected and len(members) == 28
 
 
-@with_unlabelled_text
 @pytest.mark.parametrize("left_out", FINETUNED)
 def test_leave_one_out(left_out):
     provider = seqio.get_mixture_or_task(left_out)
@@ -143,7 +138,6 @@ def test_leave_one_out(left_out):
         assert rate_of(found.name, name) == (2490 if "glue" in left_out else 1245)
 
 
-@with_unlabelled_text
 def test_unlabelled_text_counts_as_told(sized):
     sized(c4=365_000_000)
     assert rate_of("all_mix", "c4_v020_unsupervised") == 1e6
