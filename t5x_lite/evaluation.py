@@ -11,7 +11,7 @@ import gin
 import jax
 import numpy as np
 
-from t5x_lite import decoding
+from t5x_lite import decoding, incremental
 from t5x_lite.data import FallbackVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
@@ -87,6 +87,7 @@ class Evaluator:
         """Metrics of parameters that lie on the partitioner's mesh.
 
         Args:
+          params: a parameter tree, or several of one model, whose logits are averaged.
           decode: overrides `Evaluation.decode`.
         """
         decode = self.config.decode if decode is None else decode
@@ -103,7 +104,8 @@ class Evaluator:
         return Results(metrics, samples)
 
     def _teacher_forced(self, model, params, partitioner, rows) -> dict[str, float]:
-        step = self._compile("score", model, partitioner, lambda params, batch: eval_step(model, params, batch))
+        step = self._compile("score", model, partitioner,
+                             lambda params, batch: eval_step(incremental.of(model, params), params, batch))
         totals: dict[str, float] = {}
         for batch, _ in self._batches(rows, partitioner):
             sums = jax.device_get(step(params, batch))

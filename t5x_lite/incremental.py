@@ -29,6 +29,9 @@ class Ensemble:
     def __eq__(self, other):
         return isinstance(other, Ensemble) and self.model == other.model
 
+    def arranged(self, batch):
+        return self.model.arranged(batch)
+
     def apply(self, params, batch) -> jax.Array:
         """Mean logits float32 [b, t, v]."""
         return _mean([self.model.apply(p, batch) for p in params])

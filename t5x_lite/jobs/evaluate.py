@@ -2,12 +2,13 @@
 
 import functools
 import json
+from collections.abc import Sequence
 
 import gin
 import jax
 from etils import epath
 
-from t5x_lite import checkpoints, configuration, monitor
+from t5x_lite import checkpoints, configuration, ensembles, monitor
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
 from t5x_lite.partitioning import MeshConfig
@@ -15,9 +16,10 @@ from t5x_lite.partitioning import MeshConfig
 
 @gin.configurable(module="t5x_lite")
 def evaluate(
-    model_dir: str = gin.REQUIRED,
+    model_dir: str | Sequence[str] = gin.REQUIRED,
     evaluation: Evaluation = gin.REQUIRED,
     checkpoint: int | str = "latest",
+    output_dir: str | None = None,
     mesh: MeshConfig | None = None,
     dry_run: bool = False,
 ) -> int:
@@ -25,19 +27,31 @@ def evaluate(
     under `<split>/<task>/<metric>` when the split is not validation.
 
     Args:
-      model_dir: of a run of `train`.
-      checkpoint: "latest", "all", or a step.
+      model_dir: of a run of `train`; or several, as a list or with commas between, each a MODEL_DIR (its newest step)
+        or one step's folder: they are evaluated as one model, by the means of their logits.
+      checkpoint: "latest", "all", or a step; of one model_dir.
+      output_dir: where metrics, samples and config.gin are written; needed for several model_dirs, by default the one.
       dry_run: print what would run, and stop.
 
     Raises:
-      UserError: no such checkpoint, or a vocabulary that does not fit its model.
+      UserError: no such checkpoint, several that are not of one configuration or have no output_dir, or a vocabulary
+        that does not fit the model.
     """
     partitioner = (mesh or MeshConfig()).build()
-    steps = checkpoints.steps(model_dir)
-    newest = int(checkpoints.find_step(model_dir).name)
-    if checkpoint not in ("latest", "all") and checkpoint not in steps:
-        raise UserError(f"evaluate.checkpoint = {checkpoint!r}: use 'latest', 'all' or one of {', '.join(map(str, steps))}")
-    chosen = steps if checkpoint == "all" else [newest if checkpoint == "latest" else checkpoint]
+    folders = ensembles.paths(model_dir, "MODEL_DIR")
+    if len(folders) > 1:
+        if output_dir is None or checkpoint != "latest":
+            raise UserError("several MODEL_DIRs are evaluated as one: set evaluate.output_dir, and instead of "
+                            "evaluate.checkpoint name a step's folder, MODEL_DIR/checkpoints/<step>")
+        chosen = [folders]
+    else:
+        steps = checkpoints.steps(folders[0])
+        newest = checkpoints.find_step(folders[0])
+        if checkpoint not in ("latest", "all") and checkpoint not in steps:
+            raise UserError(f"evaluate.checkpoint = {checkpoint!r}: use 'latest', 'all' or one of "
+                            f"{', '.join(map(str, steps))}")
+        wanted = steps if checkpoint == "all" else [newest.name if checkpoint == "latest" else checkpoint]
+        chosen = [[str(newest.parent / str(step))] for step in wanted]
     main = jax.process_index() == 0
     say = print if main else (lambda *_: None)
     say(partitioner.describe())
@@ -45,24 +59,29 @@ def evaluate(
     say(evaluator.describe())
     configuration.check_all_read()  # the tasks' preprocessors are configurables, too
     prefix = "eval" if evaluation.split == "validation" else evaluation.split
-    with monitor.MetricsWriter(model_dir, enabled=main) as writer:
-        for step in chosen:
-            model, params, meta = checkpoints.load_for_inference(model_dir, step)
+    folder = epath.Path(output_dir or folders[0])
+    if main and output_dir and not dry_run:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.gin").write_text(configuration.operative_config("eval"))
+    with monitor.MetricsWriter(str(folder), enabled=main and not dry_run) as writer:
+        for paths in chosen:
+            model, params, metas = ensembles.load(paths, partitioner)
+            step = metas[0]["step"]
             if evaluator.vocabulary.vocab_size > model.config.vocab_size:
                 raise UserError(f"the tasks' vocabulary has {evaluator.vocabulary.vocab_size} ids, but the model of "
-                                f"{model_dir} only {model.config.vocab_size}; use the vocabulary it was trained with")
+                                f"{paths[0]} only {model.config.vocab_size}; use the vocabulary it was trained with")
             if dry_run:
-                say(f"would evaluate step {step} of {model_dir}")
+                say(f"would evaluate {' and '.join(paths)}")
                 continue
-            shardings = partitioner.tree(model.abstract_params(), model.logical_axes())
-            results = evaluator.run(model, jax.device_put(params, shardings), partitioner)
+            results = evaluator.run(model, params, partitioner)
             metrics = {prefix + name.removeprefix("eval"): value for name, value in results.metrics.items()}
             writer.write(step, metrics)
-            table = monitor.Table(["metric", "value"], title=f"step {step}")
+            several = f", {len(paths)} models" if len(paths) > 1 else ""
+            table = monitor.Table(["metric", "value"], title=f"step {step}{several}")
             for name, value in metrics.items():
                 table.add(name, value)
             say(str(table))
             if main:
-                file = epath.Path(model_dir) / f"samples-{prefix}-{step}.jsonl"
+                file = folder / f"samples-{prefix}-{step}.jsonl"
                 file.write_text("".join(json.dumps(s, ensure_ascii=False) + "\n" for s in results.samples))
     return 0

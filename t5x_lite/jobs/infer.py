@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from t5x_lite import checkpoints, configuration, decoding, text_io, vocabularies
+from t5x_lite import configuration, decoding, ensembles, text_io, vocabularies
 from t5x_lite.beam_search import EMPTY
 from t5x_lite.errors import UserError
 from t5x_lite.partitioning import MeshConfig
@@ -123,8 +123,8 @@ def infer(
     configuration.check_all_read()
 
     # 2. The model.
-    paths = _checkpoints(checkpoint)
-    model, params, metas = _load(paths, partitioner)
+    paths = ensembles.paths(checkpoint, "infer.checkpoint")
+    model, params, metas = ensembles.load(paths, partitioner)
     if vocabulary is None:
         if not metas[0].get("vocabulary"):
             raise UserError(f"{paths[0]} carries no vocabulary: set infer.vocabulary=@SentencePieceVocabulary() and "
@@ -208,41 +208,6 @@ def _score(params, inputs, targets, *, model, eos_id, decoder, rules):
 def _rank(params, inputs, choices, *, model, eos_id, decoder, rules):
     del eos_id, decoder, rules
     return decoding.rank(model, params, inputs, choices)
-
-
-def _checkpoints(checkpoint: str | Sequence[str]) -> list[str]:
-    """The paths that are meant; a path that exists may have a comma in it."""
-    if not isinstance(checkpoint, (str, os.PathLike)):
-        paths = [os.fspath(path) for path in checkpoint]
-    elif "," in os.fspath(checkpoint) and not epath.Path(checkpoint).exists():
-        paths = os.fspath(checkpoint).split(",")
-    else:
-        return [os.fspath(checkpoint)]
-    if not paths or not all(path.strip() for path in paths):
-        raise UserError(f"infer.checkpoint={checkpoint!r} has an empty path: name one checkpoint, or several with "
-                        "commas between")
-    return [os.path.expanduser(path.strip()) for path in paths]
-
-
-def _load(paths: list[str], partitioner) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """The model, its parameters on the mesh (a tuple of several) and the checkpoints' metas."""
-    loaded, metas, models = [], [], []
-    for path in paths:
-        model, params, meta = checkpoints.load_for_inference(path)
-        shardings = partitioner.tree(model.abstract_params(), model.logical_axes())
-        loaded.append(jax.device_put(params, shardings))
-        metas.append(meta)
-        models.append(model)
-        if meta.get("vocabulary") != metas[0].get("vocabulary"):
-            raise UserError(f"{path} has another vocabulary than {paths[0]}: only checkpoints of one configuration can "
-                            "be averaged")
-        ours, first = model.config.to_dict(), models[0].config.to_dict()
-        # What has no say in inference may differ.
-        differ = [key for key in first if ours[key] != first[key] and key not in ("dropout_rate", "remat")]
-        if differ:
-            raise UserError(f"{path} has another T5Config.{differ[0]} ({ours[differ[0]]!r}) than {paths[0]} "
-                            f"({first[differ[0]]!r}): only checkpoints of one configuration can be averaged")
-    return models[0], loaded[0] if len(loaded) == 1 else tuple(loaded), metas
 
 
 @dataclasses.dataclass
