@@ -22,5 +22,5 @@ def baselines(split: str = "validation", limit: int | None = None) -> dict[str, 
 
 
 def _records(split: str) -> list[dict[str, str]]:
-    columns = source.PydocsSource()._read(split)
+    columns = source.PydocsSource().columns(split)
     return [dict(zip(columns, (v.decode() for v in row))) for row in zip(*columns.values())]
