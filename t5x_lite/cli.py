@@ -63,6 +63,18 @@ JOBS = {
             "output": ("infer.output", "the file to write"),
         },
     ),
+    "study": Job(
+        "t5x_lite.jobs.study", "study",
+        "print a table of the T5 paper, run one of its rows, or compare rows (--gin_file=study/miniature.gin)",
+        "t5x-lite study --row=T6-25 --scale=mini --corpus=pydocs --runs=/tmp/t5x_lite/study",
+        {
+            "table": ("study.table", "the table's number in the paper; beside its scores, those of runs below --runs"),
+            "row": ("study.row", "a file of gin/study, T6-25: pretrain, then finetune on each task"),
+            "runs": ("study.runs", "the folder of the runs, runs/study by default"),
+            "scale": ("study.scale", "a file of gin/study/scales, for smaller models and fewer steps"),
+            "corpus": ("study.corpus", "a file of gin/study/corpora, for other tasks than the paper's"),
+        },
+    ),
     "convert": Job(
         "t5x_lite.jobs.convert", "convert", "bring checkpoints in from and out to other systems, or into another form",
         "t5x-lite convert --from=/tmp/t5x_lite/run --to=/tmp/t5x_lite/exported --format=hugging_face",
@@ -76,7 +88,7 @@ JOBS = {
 
 # Modules whose import registers the names that gin files may use, whichever job runs. None imports TensorFlow.
 MODULES = ("t5x_lite.models", "t5x_lite.losses", "t5x_lite.optimizers", "t5x_lite.partitioning", "t5x_lite.trainer",
-           "t5x_lite.data", "t5x_lite.vocabularies", "t5x_lite.decoding", "t5x_lite.evaluation")
+           "t5x_lite.data", "t5x_lite.vocabularies", "t5x_lite.decoding", "t5x_lite.evaluation", "t5x_lite.study")
 
 
 @dataclasses.dataclass

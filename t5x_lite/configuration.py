@@ -113,7 +113,7 @@ _includes: dict[str, set[str]] = {}  # path -> paths of all files included, dire
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The public four
+# The public five
 # ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +186,11 @@ def check_all_read() -> None:
         why = "" if is_macro else _why_unread(statement.key, calls)
         parts.append(f"{_at(statement)} was read by nothing{why}{did_you_mean(near)}")
     raise UserError("; ".join(parts) + "; correct the name, or remove the binding")
+
+
+def referenced_macros() -> set[str]:
+    """The macros that the configuration has a use for: a binding refers to them, set or not."""
+    return _referenced(_live_statements().values())
 
 
 def operative_config(job: str = "JOB") -> str:

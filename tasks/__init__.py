@@ -23,3 +23,4 @@ from t5x_lite.tasks import (  # noqa: E402,F401  (imported for what they registe
 )
 from t5x_lite.tasks import mixtures  # noqa: E402,F401  (of the tasks above)
 from t5x_lite.tasks.pydocs import tasks as pydocs_tasks  # noqa: E402,F401
+from t5x_lite.tasks import study  # noqa: E402,F401  (of all of them)

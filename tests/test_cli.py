@@ -201,7 +201,7 @@ def test_help_of_a_job(capsys, job):
     assert max(map(len, printed.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("job", ["train", "eval", "infer", "convert"])
+@pytest.mark.parametrize("job", ["train", "eval", "infer", "study", "convert"])
 def test_the_examples_are_commands_that_parse(job):
     import shlex
 
