@@ -97,7 +97,7 @@ def load(name: str, scale: str | None = None, corpus: str | None = None, overrid
     """Reads a row's gin file, and what the scale and the corpus make of it.
 
     Raises:
-      UserError: there is no such row, scale or corpus, or an override that neither stage has a use for.
+      UserError: there is no such row, scale or corpus, or an override that no stage has a use for.
     """
     scores.check_row(name)
     parts = [_part(kind, part) for kind, part in (("scale", scale), ("corpus", corpus)) if part is not None]
@@ -126,7 +126,7 @@ def _part(kind: str, name: str) -> str:
 
 
 def _check_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> None:
-    used = set().union(*(_macros(recipe, stage) for stage in ("pretrain", "finetune")))
+    used = set().union(*(_macros(recipe, stage) for stage in JOBS))
     for name, value in overrides.items():
         if "." in name:
             configuration.parse([], [configuration.Binding(name, _text(value), f"study.overrides, {name}")])

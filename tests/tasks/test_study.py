@@ -11,7 +11,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from t5x_lite import checkpoints, configuration, plots
+from t5x_lite import checkpoints, cli, configuration, plots
 from t5x_lite.jobs import study
 from t5x_lite.models import Model
 from t5x_lite.study import rows, scores
@@ -268,6 +268,26 @@ def run_row(name, top, only=None):
             study.execute(recipe, run, top, study.columns().all_parts)
             done.append(top / run.folder)
     return done
+
+
+def test_a_dry_run_writes_what_would_run(tmp_path, capsys):
+    flags = ["study", "--row=T10-ad32", "--scale=mini", "--corpus=pydocs", f"--runs={tmp_path}", "--dry_run"]
+    assert cli.main([*flags, "--gin.study.overrides={'LEARNING_RATE': 0.5}"]) == 0
+    top = tmp_path / "T10-ad32" / "seed0"
+    files = [top / name / "run.gin" for name in ("pretrain", "pydocs_library", "pydocs_summarize")]
+    assert capsys.readouterr().out.split("\n")[:3] == [f"t5x-lite train --gin_file={file}" for file in files]
+    assert not list(top.rglob("config.gin"))
+    configuration.parse([str(files[1])], root="t5x_lite.train")
+    made = Made.__new__(Made)
+    assert made.model.adapters.inner_dim == 2 and made.model.num_encoder_layers == 2
+    assert made.initial_checkpoint_path == str(top / "pretrain") and made.model_dir == str(top / "pydocs_library")
+    assert made.train_steps == 400 and made.batch_size == 16 and rate(made, 0) == 0.5
+    configuration.parse([str(files[0])], root="t5x_lite.train")
+    assert made.model.adapters is None and made.data.mixture_or_task_name == "pydocs_unsupervised"
+    for other, message in (("LEARNING_RATE", "is of other settings than asked for now"),
+                           ("LERNING_RATE", "T10-ad32 has no use for LERNING_RATE (did you mean LEARNING_RATE")):
+        assert cli.main([*flags, f"--gin.study.overrides={{'{other}': 0.25}}"]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, only", [
