@@ -14,7 +14,7 @@ from t5x_lite import seqio_names
 from t5x_lite.data import derive_seed, permute
 from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.line_index import Records
-from t5x_lite.tasks import objectives
+from t5x_lite.tasks import preprocessors
 from t5x_lite.tasks.metrics import METRICS
 from t5x_lite.text_files import TextFiles
 
@@ -120,8 +120,8 @@ def _metric(name: str):
 
 
 def _objective(name: str):
-    objective = getattr(objectives, name, None)
+    objective = getattr(preprocessors, name, None)
     if not callable(objective) or name.startswith("_"):
-        raise UserError(f"TextFiles.objective = {name!r} is no function of t5x_lite.tasks.objectives, such as "
+        raise UserError(f"TextFiles.objective = {name!r} is no function of t5x_lite.tasks.preprocessors, such as "
                         "span_corruption")
     return objective

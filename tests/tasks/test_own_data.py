@@ -136,7 +136,7 @@ def test_the_tutorials_file_trains_and_evaluates(capsys):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--gin.TextFiles.max_bad_lines=2"], "pairs.tsv:9: 1 column(s), not 2 as in line 1; 3 of 10 line(s) skipped"),
+    (["--gin.TextFiles.max_bad_lines=2"], "pairs.tsv:9: 1 column(s), not 2 as in line 1; 3 of 53 line(s) skipped"),
     (["--gin.TextFiles.columns=('question', 'reply')"], "pairs.tsv:1: no column 'reply', the line names 'question'"),
     (["--gin.MIXTURE_OR_TASK_NAME=tsv:none-*.tsv"], "'none-*.tsv': no such file"),
     (["--gin.VOCABULARY=None"], "files have no vocabulary of their own; set VOCABULARY"),
