@@ -116,3 +116,5 @@ def test_only_so_many_checkpoints_are_kept(tmp_path):
         checkpointer.save(state, POSITIONS, META)
     checkpointer.close()
     assert checkpoints.steps(tmp_path) == [3, 4]
+    assert checkpoints.find_step(tmp_path).name == "4" and checkpoints.find_step(tmp_path, 3).name == "3"
+    assert checkpoints.load_for_inference(tmp_path)[2]["step"] == 4

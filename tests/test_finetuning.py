@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from finetuned_models import ADDED, ADDED_PATTERNS, CONFIG, EVERYTHING, A, D, F, make_trainer, size
-from tiny_models import differing, make_batch, paths, random_params, start
+from tiny_models import differing, make_batch, random_params, start
 
 from t5x_lite import optimizers, trainer
 from t5x_lite.finetuning import GradualUnfreezing, Trainable
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model
 from t5x_lite.models.finetuning_config import LoRA
+from t5x_lite.partitioning import leaves_by_path as paths
 
 
 def run(a_trainer, steps=3, state=None):

@@ -8,7 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny_models import differing, make_batch, mesh, paths, start
+from tiny_models import differing, make_batch, mesh, start
 
 from t5x_lite import checkpoints, optimizers, trainer
 from t5x_lite.errors import UserError
@@ -16,6 +16,7 @@ from t5x_lite.finetuning import Trainable
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
 from t5x_lite.models.finetuning_config import Adapters, LoRA, PromptTuning
+from t5x_lite.partitioning import leaves_by_path as paths
 
 CONFIG = T5Config(
     vocab_size=64, emb_dim=16, num_heads=4, head_dim=8, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from finetuned_models import ADDED, CONFIG, D, EVERYTHING, F, size
-from tiny_models import differing, make_batch, paths, random_params, unstacked
+from tiny_models import differing, make_batch, random_params, unstacked
 
 from t5x_lite import decoding, finetuning, trainer
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
 from t5x_lite.models.finetuning_config import IA3, BitFit, LoRA, PromptTuning
+from t5x_lite.partitioning import leaves_by_path as paths
 
 
 @functools.cache

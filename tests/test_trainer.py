@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import make_batch, mesh, paths, random_params, start, unstacked
+from tiny_models import make_batch, mesh, random_params, start, unstacked
 
 from t5x_lite import optimizers, trainer
 from t5x_lite.errors import UserError
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
-from t5x_lite.partitioning import MeshConfig
+from t5x_lite.partitioning import leaves_by_path as paths
 
 # Wide enough for Adafactor to factor (128), heads and widths that eight devices divide, dropout on.
 CONFIG = T5Config(
@@ -204,12 +204,3 @@ def test_a_parameter_that_the_mesh_does_not_divide_is_named():
     config = dataclasses.replace(CONFIG, num_heads=6)
     with pytest.raises(UserError, match=r"relpos_bias/rel_embedding: its axis 'heads' of 6 .*'tensor' of 8"):
         _ = make_trainer((1, 1, 8), config).shardings
-
-
-@pytest.mark.parametrize(
-    "shape, message",
-    [({"data": 3}, "does not fit the 8"), ({"dta": 8}, "unknown axes"), ({"data": -1, "fsdp": -1}, "one of them may be")],
-)
-def test_a_mesh_that_does_not_fit_is_refused(shape, message):
-    with pytest.raises(UserError, match=message):
-        MeshConfig(shape=shape).build()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.models import Model
-from t5x_lite.partitioning import MESH_AXES, MeshConfig, Partitioner, path_name
+from t5x_lite.partitioning import MESH_AXES, MeshConfig, Partitioner, leaves_by_path, path_name
 from t5x_lite.trainer import Trainer, TrainState
 
 
@@ -88,14 +88,9 @@ def unstacked(params):
     return out
 
 
-def paths(tree) -> dict[str, jax.Array]:
-    """Leaves by path."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
 def differing(a, b) -> list[str]:
     """Paths whose leaves differ in dtype or in any bit, or that only one of the two trees has."""
-    a, b = paths(a), paths(b)
+    a, b = leaves_by_path(a), leaves_by_path(b)
     both = a.keys() & b.keys()
     return sorted(a.keys() ^ b.keys()) + sorted(name for name in both if not _same_bits(a[name], b[name]))
 

@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from job_runs import MINI, losses, run
-from tiny_models import differing, paths
+from tiny_models import differing
 
 from t5x_lite import checkpoints, plots
 from t5x_lite.models import Model
+from t5x_lite.partitioning import leaves_by_path as paths
 
 FINETUNE = [*MINI, "--gin_file=runs/finetune.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_library", "--gin.DECODE=False"]
 
