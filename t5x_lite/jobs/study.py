@@ -72,6 +72,7 @@ def study(
             execute(recipe, run, top, experiment.parts, dry_run)
         if not dry_run:
             print(report.write(experiment, experiments.collect(experiment, top), top))
+            print(f"{top / report.FILE}, with {report.PICTURE}")
     return 0
 
 

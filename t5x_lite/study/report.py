@@ -1,7 +1,6 @@
 """An experiment as RESULTS.md and a picture."""
 
 import os
-import platform
 from collections.abc import Sequence
 
 import jax
@@ -19,7 +18,7 @@ def write(experiment: Experiment, cells: Sequence[Cell], folder: epath.Path) -> 
     """Writes both below `folder`; returns the table of means and standard deviations."""
     headings = list(experiment.metrics)
     varied = [experiment.vary_label or experiment.vary] if experiment.vary else []
-    means = monitor.Table(["", *varied, "seeds", *headings], title=experiment.title)
+    means = monitor.Table(["", *varied, "seeds", *headings])
     singles = monitor.Table(["", *varied, "seed", *headings])
     for cell in cells:
         at = [cell.value] if varied else []
@@ -28,12 +27,15 @@ def write(experiment: Experiment, cells: Sequence[Cell], folder: epath.Path) -> 
         for seed in range(count):
             singles.add(cell.label, *at, seed, *(v[seed] if seed < len(v) else None for v in cell.scores.values()))
     draw(experiment, cells, folder / PICTURE)
+    labels = ", ".join(f"{label} ({row})" for label, row in experiment.rows.items())
+    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    scale, corpus = experiment.scale or "of the paper", experiment.corpus or "of the paper"
     (folder / FILE).write_text(f"""# {experiment.title}
 
-{means.markdown().partition(chr(10) * 2)[2]}
+{means.markdown()}
 
 Mean ± sample standard deviation over the seeds, on the test split; of each run the checkpoint that was best on
-validation. Rows of the study: {', '.join(f'{label} ({row})' for label, row in experiment.rows.items())}.
+validation. Rows of the study: {labels}.
 
 ![Scores]({PICTURE})
 
@@ -41,9 +43,8 @@ Each seed:
 
 {singles.markdown()}
 
-Made with JAX {jax.__version__} on {jax.device_count()} × {jax.devices()[0].device_kind} ({os.cpu_count()} CPU cores,
-{platform.machine()}), scale {experiment.scale or 'of the paper'}, corpus {experiment.corpus or 'of the paper'}. Each
-run's folder has its settings, `run.gin`, and its metrics.
+Scale: {scale}; corpus: {corpus}; JAX {jax.__version__} on {device}. Each run's folder has its settings, `run.gin`, and
+its metrics.
 """)
     return means
 
@@ -72,6 +73,8 @@ def draw(experiment: Experiment, cells: Sequence[Cell], path: epath.Path) -> Non
         axes.grid(True, alpha=0.25)
         if experiment.vary:
             axes.set_xscale("log")
+            axes.set_xticks(experiment.values, [f"{value:,}" for value in experiment.values])
+            axes.minorticks_off()
             axes.set_xlabel(experiment.vary_label or experiment.vary)
         else:
             axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
