@@ -55,7 +55,7 @@ def evaluate(
     main = jax.process_index() == 0
     say = print if main else (lambda *_: None)
     say(partitioner.describe())
-    evaluator = evaluation.open(functools.partial(checkpoints.read_vocabulary, model_dir))
+    evaluator = evaluation.open(functools.partial(checkpoints.read_vocabulary, folders[0]))
     say(evaluator.describe())
     configuration.check_all_read()  # the tasks' preprocessors are configurables, too
     prefix = "eval" if evaluation.split == "validation" else evaluation.split
