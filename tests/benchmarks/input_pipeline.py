@@ -5,7 +5,7 @@
 Costs: about three times `--seconds`, and half a minute to start. Nothing else should run. One row holds one example as
 good as always, since documents are joined and cut to fill it. Three sources of the same documents:
 
-    text    the trainer's own blocks: text in memory, tokenized on the way
+    text    the trainer's own blocks of 2,048 documents, one after the other: text in memory, tokenized on the way
     cached  a task cached as seqio does it, tokens in a TFRecord file
     seqio   `cached`, with seqio's own packing
 """
@@ -50,9 +50,8 @@ def cache(folder: str, documents: int) -> None:
     seqio.set_global_cache_dirs([folder])
 
 
-def text_rows(documents: int) -> Iterator[data.Row]:
-    source = data.SeqioSource(TASK, LENGTHS, num_streams=1, block_records=documents)
-    blocks = source.open()
+def text_rows() -> Iterator[data.Row]:
+    blocks = data.SeqioSource(TASK, LENGTHS, num_streams=1).open()
     for k in itertools.count():
         yield from blocks.block(0, k)
 
@@ -84,14 +83,14 @@ def measure(rows: Iterator[data.Row], seconds: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=int, default=8192, help="of the corpus; a block of the text source")
+    parser.add_argument("--documents", type=int, default=8192, help="to cache")
     parser.add_argument("--seconds", type=float, default=10, help="to measure each source")
     parser.add_argument("--json", type=pathlib.Path, help="a file for the same numbers")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache(folder, arguments.documents)
         sources = {
-            "text": text_rows(arguments.documents),
+            "text": text_rows(),
             "cached": cached_rows(seqio_packing=False),
             "seqio": cached_rows(seqio_packing=True),
         }
