@@ -65,6 +65,7 @@ def everything():
     return Model(EVERYTHING), params, logits(EVERYTHING, params)
 
 
+@pytest.mark.slow
 def test_unrolled_layers_compute_the_same():
     _, params, expected = everything()
     model = Model(dataclasses.replace(EVERYTHING, scan_layers=False))

@@ -100,7 +100,7 @@ def test_the_initial_state_is_one_devices_and_each_device_holds_its_share():
 
 def test_factored_moments_are_sharded_as_what_is_left_of_their_kernel():
     shardings = make_trainer(MESHES["all"], dataclasses.replace(CONFIG, mlp_dim=256)).shardings.opt_state
-    specs = {name.split("/v_")[1].split("/")[0]: sharding.spec for name, sharding in paths(shardings).items()
+    specs = {name.split("/v_")[1].split("/")[0]: tuple(sharding.spec) for name, sharding in paths(shardings).items()
              if "/v_" in name and name.endswith("decoder/layers/mlp/wo/kernel")}
     # Of [layers, mlp, embed] optax sums the longer side away for the row, the other one for the column.
     assert specs == {"row": (None, "fsdp"), "col": (None, "tensor")}

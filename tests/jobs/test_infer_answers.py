@@ -93,6 +93,7 @@ def test_ranked_choices(tiny, checkpoint, tmp_path):
                            **({"choices": mine} if out is other else {})}
 
 
+@pytest.mark.slow
 def test_several_checkpoints_are_averaged(tiny, checkpoint, tmp_path):
     model, params, vocabulary = tiny
     second = jax.tree.map(lambda leaf: leaf * 2.0, random_params(model.config, seed=2))

@@ -17,7 +17,7 @@ MODEL = Model(T5Config(vocab_size=4096, emb_dim=16, num_heads=2, head_dim=8, mlp
 @pytest.fixture(scope="module")
 def evaluator(corpus_dir):
     """Of ten examples a task, eight at a time: the second batch has six rows that are none."""
-    config = Evaluation("pydocs_library_and_summarize", LENGTHS, num_examples=10, batch_size=8)
+    config = Evaluation("pydocs_library_and_summarize", LENGTHS, split="train", num_examples=10, batch_size=8)
     evaluator = config.open()
     assert [len(rows["decoder_target_tokens"]) for rows in evaluator._data.examples.values()] == [10, 10]
     return evaluator

@@ -12,6 +12,8 @@ from t5x_lite import cli, configuration, data, gin_files
 from t5x_lite.errors import UserError
 from t5x_lite.tasks import c4, preprocessors, unsupervised
 
+pytestmark = pytest.mark.slow  # whole runs and pipelines: minutes
+
 # Of the study, under the names that T5 gave them, and ours.
 STUDY = ("iid_15_u_u iid_10_u_u iid_25_u_u iid_50_u_u iid_15_d_d iid_15_m_f iid_15_r10s90_f all_permute prefix_lm lm "
          "span_2_15_u_u span_3_15_u_u span_5_15_u_u span_10_15_u_u").split()

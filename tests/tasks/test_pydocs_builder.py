@@ -137,6 +137,7 @@ builder.ensure_built(directory, sources=corpus.tree_sources(tree, "invented"), p
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_once(corpus_dir, tree, tree_sources, tmp_path, capsys):
     command = [sys.executable, "-c", _OTHER_PROCESS, str(tmp_path), str(tree)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as other:

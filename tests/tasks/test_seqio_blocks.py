@@ -125,6 +125,7 @@ def test_a_language_model_may_learn_from_its_inputs_too():
         assert (row["decoder_loss_weights"].sum() == (row["decoder_target_tokens"] > 0).sum()) == (not only_targets)
 
 
+@pytest.mark.slow
 def test_a_source_that_cannot_seek_still_gives_the_same_rows(monkeypatch):
     from t5x_lite import seqio_blocks
 

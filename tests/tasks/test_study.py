@@ -17,6 +17,8 @@ from t5x_lite.models import Model
 from t5x_lite.study import rows, scores
 from t5x_lite.tasks import averages, preprocessors, truncated
 
+pytestmark = pytest.mark.slow  # whole runs and pipelines: minutes
+
 ROWS = scores.published()
 # file of gin/models -> architecture, shared stacks, encoder layers, decoder layers, width, feed-forward width, heads
 MODELS = {

@@ -45,6 +45,7 @@ def test_tokens_are_counted_in_the_tasks_vocabulary(corpus_dir):
     assert opened("pydocs_unsupervised_truncated") == whole[:2], "whatever comes first"
 
 
+@pytest.mark.slow
 def test_a_repeated_text_is_corrupted_anew(corpus_dir):
     """All that a run sees are the kept records, epoch after epoch, with other masks each time."""
     gin.parse_config("""
