@@ -48,7 +48,8 @@ class TextFiles:
       dialect: of TSV. "plain": no character but tab and newline has a meaning. "escaped": backslash and t, n, r or
         backslash. "quoted": as spreadsheets write, with "" for a quote in quotes; a cell stays on one line.
       metrics: names of metrics of decoded answers, such as ("accuracy", "rouge"). `text:` has none.
-      objective: what makes inputs and targets of text; a function of `t5x_lite.tasks.preprocessors`.
+      objective: what makes inputs and targets of text; a function of `t5x_lite.tasks.preprocessors`. "unsupervised" is
+        the objective whose gin file is given, such as `objectives/prefix_lm.gin`.
       max_line_bytes: longer lines are skipped.
       max_bad_lines: the run stops before its first step when a split has more of them.
       index_folder: where it is kept what line begins where; None for a temporary file at each start.

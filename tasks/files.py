@@ -3,7 +3,6 @@
 Which files, and how their lines are read, is said by `t5x_lite.text_files.TextFiles`.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +14,12 @@ from t5x_lite.data import derive_seed, permute
 from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.line_index import Records
 from t5x_lite.tasks import preprocessors
+from t5x_lite.tasks import unsupervised
 from t5x_lite.tasks.metrics import METRICS
 from t5x_lite.text_files import TextFiles
 
 _READ_AT_ONCE = 256  # lines
+_ENDS_DOCUMENTS = ("full_lm",)  # objectives that put EOS where documents end, and need none where segments end
 
 
 class TextFilesSource(seqio.DataSource):
@@ -83,28 +84,28 @@ def text_task(files: TextFiles, name: str, vocabulary: seqio.Vocabulary) -> seqi
     Raises:
       UserError: an unknown metric or objective.
     """
+    source = TextFilesSource(files)
+    if not files.supervised:
+        end = [] if files.objective in _ENDS_DOCUMENTS else [seqio.preprocessors.append_eos_after_trim]
+        return seqio.Task(
+            name,
+            source=source,
+            preprocessors=unsupervised.chain(_objective(files.objective), *end),
+            output_features=unsupervised.features(vocabulary),
+            metric_fns=[],
+        )
     feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
-    if files.supervised:
-        preprocessors = [
-            seqio.preprocessors.tokenize,
-            seqio.CacheDatasetPlaceholder(),
-            seqio.preprocessors.append_eos_after_trim,
-        ]
-    else:
-        preprocessors = [
-            functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
-            seqio.preprocessors.tokenize,
-            seqio.CacheDatasetPlaceholder(),
-            _objective(files.objective),
-            seqio.preprocessors.append_eos_after_trim,
-        ]
     return seqio.Task(
         name,
-        source=TextFilesSource(files),
-        preprocessors=preprocessors,
+        source=source,
+        preprocessors=[
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
         output_features={"inputs": feature, "targets": feature},
         postprocess_fn=_strip,
-        metric_fns=[_metric(metric) for metric in files.metrics] if files.supervised else [],
+        metric_fns=[_metric(metric) for metric in files.metrics],
     )
 
 

@@ -19,14 +19,14 @@ def add_task(
 ) -> None:
     """Registers `text` of `source` -> tokens -> `objective` (preprocessors of datasets)."""
     seqio.TaskRegistry.add(
-        name,
-        source=source,
-        preprocessors=[
-            functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
-            seqio.preprocessors.tokenize,
-            seqio.CacheDatasetPlaceholder(),
-            *objective,
-        ],
-        output_features=output_features,
-        metric_fns=[],
-    )
+        name, source=source, preprocessors=chain(*objective), output_features=output_features, metric_fns=[])
+
+
+def chain(*objective: Callable) -> list[Callable]:
+    """The preprocessors of such a task."""
+    return [
+        functools.partial(seqio.preprocessors.rekey, key_map={"inputs": None, "targets": "text"}),
+        seqio.preprocessors.tokenize,
+        seqio.CacheDatasetPlaceholder(),
+        *objective,
+    ]

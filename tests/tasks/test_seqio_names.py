@@ -1,5 +1,7 @@
 """Names of tasks, files and mixtures: what they stand for, and what is said where they stand for nothing."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import seqio
@@ -61,6 +63,21 @@ def test_text_goes_through_the_objective(files):
     sentinel = BYTES.vocab_size - 1
     for row in rows(blocks):
         assert sentinel in row["encoder_input_tokens"] and sentinel in row["decoder_target_tokens"]
+
+
+def language_model_rows(files, objective):
+    options = TextFiles(index_folder=None, held_out=0, objective=objective)
+    a_source = source(f"text:{files}/text.txt", text_files=options)
+    blocks = dataclasses.replace(a_source, feature_lengths={"targets": 32}).open("causal_lm")
+    return [row["decoder_target_tokens"].tolist() for row in rows(blocks)]
+
+
+def test_a_language_model_reads_text_without_inputs(files):
+    whole = [row for row in language_model_rows(files, "lm_segments") if row[-1]]
+    assert whole and all(row.index(BYTES.eos_id) == 31 for row in whole), "segments end with EOS"
+    whole = [row for row in language_model_rows(files, "full_lm") if row[-1]]
+    assert any(BYTES.eos_id in row[:-1] for row in whole), "documents end with EOS"
+    assert any(row[-1] != BYTES.eos_id for row in whole), "segments do not"
 
 
 def test_a_file_is_the_same_data_wherever_it_lies(files, tmp_path):
