@@ -54,8 +54,8 @@ def test_files_that_have_changed_are_read_anew(files):
     for name in (few, {few: 1.0}):
         (files / "few.tsv").write_text("before\tchange\n")
         assert {read(row) for row in rows(source(name).open())} == {"before"}
-        (files / "few.tsv").write_text("afterwards\tchange\n")
-        assert {read(row) for row in rows(source(name).open())} == {"afterwards"}
+        (files / "few.tsv").write_text("one more\tline\nafterwards\tchange\n")
+        assert {read(row) for row in rows(source(name).open())} == {"one more", "afterwards"}
 
 
 def test_text_goes_through_the_objective(files):
