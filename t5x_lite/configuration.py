@@ -10,8 +10,8 @@ What differs from bare gin-config, and why:
   a binding that nothing reads can be told from a shipped default that this job has no use for.
 * **Nothing stops at the first problem** where a list would serve better: all missing values are named at once.
 
-TensorFlow and JAX are not imported here. The names with a leading underscore that are taken from `gin.config` are all
-in the section "The door to gin's inside"; they are those of gin-config 0.5.0.
+TensorFlow and JAX are not imported here. The names with a leading underscore that are taken from `gin.config`, here and
+in `gin_statements`, are those of gin-config 0.5.0.
 
     parse(["models/t5_1_1/small.gin", "my_run.gin"], ["BATCH_SIZE=8"], root="train")   # UserError, or gin is set up
     train()                     # constructs every configurable, and before it compiles calls
@@ -22,20 +22,16 @@ in the section "The door to gin's inside"; they are those of gin-config 0.5.0.
 import contextlib
 import dataclasses
 import inspect
-import io
-import os
-import re
 import shlex
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gin
 from gin import config as gin_config
-from gin import config_parser
 
-from t5x_lite.errors import UserError, did_you_mean, nearest
+from t5x_lite.errors import UserError, did_you_mean, first_line, nearest
 from t5x_lite.gin_files import FLAG, RECORDED, RECORDED_HEADER, GinFile, as_path, find_file
+from t5x_lite.gin_statements import Binding, Later, Reader, Statement
 
 # The macros of the shipped files: what each means, and a value to show in help and in errors.
 MACROS: dict[str, tuple[str, str]] = {
@@ -57,15 +53,6 @@ MACROS: dict[str, tuple[str, str]] = {
 # ----------------------------------------------------------------------------------------------------------------------
 
 @dataclasses.dataclass(frozen=True)
-class Binding:
-    """A binding of the command line: `MACRO` or `scope/configurable.parameter`, its value's text, the flag to blame."""
-
-    name: str
-    text: str
-    flag: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Configuration:
     """What `parse` did: the files in the order they were read, and notes worth a warning line each."""
 
@@ -73,43 +60,8 @@ class Configuration:
     notes: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Later:
-    """Stands for `@name`, `@name()` or `%name` in a parsed value until all imports have run."""
-
-    name: str
-    evaluate: bool
-    is_macro: bool
-
-
-@dataclasses.dataclass(eq=False)
-class _Statement:
-    """One binding as written: where (`my.gin:3` or `--gin.X`), by whom (rank), and the imports of its file."""
-
-    scope: str
-    selector: str
-    argument: str  # empty: `selector` is a macro
-    value: Any
-    rank: int
-    where: str
-    context: gin_config.ParseContext
-    file: str = ""  # path; empty for the command line
-    macros: frozenset[str] = frozenset()  # to which the value refers
-    key: tuple[str, str, str] | None = None  # (scope, complete selector, argument), once the name is known
-
-    def __post_init__(self):
-        self.macros = frozenset(_macros(self.value))
-
-    @property
-    def written(self) -> str:
-        name = f"{self.selector}.{self.argument}" if self.argument else self.selector
-        return f"{self.scope}/{name}" if self.scope else name
-
-
-_statements: list[_Statement] = []  # everything parsed, in the order applied
-_skipped: list[_Statement] = []  # recorded bindings whose names this job does not know
-_files: list[GinFile] = []
-_includes: dict[str, set[str]] = {}  # path -> paths of all files included, directly or not
+_read = Reader()  # everything that was read, its statements in the order applied
+_skipped: list[Statement] = []  # recorded bindings whose names this job does not know
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -119,9 +71,10 @@ _includes: dict[str, set[str]] = {}  # path -> paths of all files included, dire
 
 def clear() -> None:
     """Forget all files and bindings (the registry of configurables stays)."""
+    global _read
     gin.clear_config()
-    for record in (_statements, _skipped, _files, _includes):
-        record.clear()
+    _read = Reader()
+    _skipped.clear()
 
 
 def parse(
@@ -167,7 +120,7 @@ def check_all_read() -> None:
     with _operative() as operative:
         read = _read_keys(live, operative)
         calls = set(operative)
-    replaced = _referenced(s for s in _statements + _skipped if live.get(s.key) is not s)
+    replaced = _referenced(s for s in _read.statements + _skipped if live.get(s.key) is not s)
     for key, statement in live.items():
         is_macro = key[1] == _MACRO
         if key in read or statement.rank <= RECORDED:
@@ -184,7 +137,7 @@ def check_all_read() -> None:
     for statement, is_macro in unread:
         near = nearest(statement.written, names)
         why = "" if is_macro else _why_unread(statement.key, calls)
-        parts.append(f"{_at(statement)} was read by nothing{why}{did_you_mean(near)}")
+        parts.append(f"{statement.at} was read by nothing{why}{did_you_mean(near)}")
     raise UserError("; ".join(parts) + "; correct the name, or remove the binding")
 
 
@@ -200,7 +153,7 @@ def operative_config(job: str = "JOB") -> str:
       job: the command to name in the header.
     """
     header = [f"{RECORDED_HEADER}: every value that this run used. Run it again: t5x-lite {job} --gin_file=THIS_FILE"]
-    header += [f"# from {file.name}" for file in _files]
+    header += [f"# from {file.name}" for file in _read.files]
     return "\n".join(header) + "\n\n" + gin.operative_config_str(max_line_length=118).rstrip() + "\n"
 
 
@@ -223,11 +176,12 @@ def _parse(files, bindings, search_paths, root, flags) -> Configuration:
         if not as_path(folder).is_dir():
             raise UserError(f"--gin_search_paths: no folder '{folder}'")
     for name in files:
-        _read_file(find_file(name, search_paths), search_paths)
-    _statements.extend(_read_flag(b if isinstance(b, Binding) else _split_flag(b)) for b in bindings)
+        _read.file(find_file(name, search_paths), search_paths)
+    for binding in bindings:
+        _read.flag(binding)
     # Python's sort is stable: within a rank the order of reading stays.
-    _statements.sort(key=lambda statement: statement.rank)
-    for statement in list(_statements):
+    _read.statements.sort(key=lambda statement: statement.rank)
+    for statement in list(_read.statements):
         _apply(statement)
     _no_rivals()
     missing = _missing(root, flags)
@@ -240,126 +194,9 @@ def _parse(files, bindings, search_paths, root, flags) -> Configuration:
     gin.finalize()  # runs hooks that users' modules may have registered
     # Left unlocked: a task module imported later may still register configurables of its own.
     gin_config._set_config_is_locked(False)
-    skipped = {file.name: [s.written for s in _skipped if s.file == file.path] for file in _files}
-    return Configuration(tuple(_files), tuple(f"{name}: skipped what this job does not know: {_list(bindings)}"
+    skipped = {file.name: [s.written for s in _skipped if s.file == file.path] for file in _read.files}
+    return Configuration(tuple(_read.files), tuple(f"{name}: skipped what this job does not know: {_list(bindings)}"
                                               for name, bindings in skipped.items() if bindings))
-
-
-class _Delegate(config_parser.ParserDelegate):
-    def configurable_reference(self, scoped_configurable_name, evaluate):
-        return _Later(scoped_configurable_name, evaluate, False)
-
-    def macro(self, macro_name):
-        return _Later(macro_name, True, True)
-
-
-def _read_file(file: GinFile, search_paths: Sequence[str]) -> None:
-    """Append the statements of `file` and of all it includes to `_statements`; run its imports."""
-    if file.path in _includes:
-        return
-    _files.append(file)
-    included = _includes[file.path] = set()
-    try:
-        text = as_path(file.path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{file.name} cannot be read: {e}") from e
-    context = gin_config.ParseContext()
-    for statement in _syntax(text, file.name):
-        where = f"{file.name}:{statement.location.line_num}"
-        match statement:
-            case config_parser.IncludeStatement():
-                other = find_file(statement.filename, search_paths, file.path, where)
-                _read_file(other, search_paths)
-                included |= {other.path} | _includes[other.path]
-            case config_parser.ImportStatement():
-                _import(statement, where, context)
-            case config_parser.BindingStatement(scope, selector, argument, value, _):
-                _statements.append(_Statement(scope, selector, argument, value, file.rank, where, context, file.path))
-
-
-def _syntax(text: str, name: str) -> Iterator[Any]:
-    try:
-        yield from config_parser.ConfigParser(io.StringIO(text), _Delegate())
-    except SyntaxError as e:
-        line = text.splitlines()[(e.lineno or 1) - 1:][:1]
-        raise UserError(f"{name}:{e.lineno}: {_first_line(e.msg)} in `{''.join(line).strip()}` (a binding is NAME = "
-                        "VALUE; text needs quotes in a file)") from e
-    except tokenize.TokenError as e:
-        message, (line_number, _) = e.args
-        raise UserError(f"{name}:{line_number}: {message} (is a bracket or a quote left open?)") from e
-
-
-def _import(statement, where: str, context: gin_config.ParseContext) -> None:
-    try:
-        context.process_import(statement)
-    except ImportError as e:
-        raise UserError(f"{where}: `{statement.format()}` failed: {_first_line(e)} (is it installed, or its folder on "
-                        "PYTHONPATH?)") from e
-    except SyntaxError as e:
-        if statement.module.startswith("__gin__"):
-            raise UserError(f"{where}: {_first_line(e.msg)}") from e
-        raise  # the user's module has a syntax error of its own: its trace says more than a line could
-    gin_config._IMPORTS.update(context.imports)
-
-
-def _split_flag(text: str) -> Binding:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--gin.{text} has no value: write --gin.{name}=VALUE")
-    return Binding(name, value, f"--gin.{name}")
-
-
-_NAME = re.compile(r"([A-Za-z_]\w*/)*([A-Za-z_]\w*\.)*[A-Za-z_]\w*")
-
-
-def _read_flag(binding: Binding) -> _Statement:
-    if not _NAME.fullmatch(binding.name):
-        raise UserError(f"{binding.flag}: '{binding.name}' is no name; write --gin.MACRO=VALUE or "
-                        "--gin.scope/configurable.parameter=VALUE, with letters, digits and underscores")
-    scope, selector, argument = config_parser.parse_binding_key(binding.name)
-    if not argument and scope:
-        scope, selector = "", f"{scope}/{selector}"
-    value = _flag_value(binding.text, binding.flag)
-    return _Statement(scope, selector, argument, value, FLAG, binding.flag, gin_config.ParseContext())
-
-
-def _flag_value(text: str, flag: str) -> Any:
-    """Return the value of `--gin.NAME=text`.
-
-    What is wholly a gin value is that value (`1e-3`, `True`, `None`, `(1, 2)`, `{"inputs": 512}`, `@x()`, `%X`,
-    `"text"`); anything else that cannot be meant as one is text, a leading `~/` being the home folder. References are
-    returned unresolved.
-
-    Raises:
-      UserError: a value that may be a slip rather than text: `true`, `1,2`, an open bracket, nothing at all.
-    """
-    stripped = text.strip()
-    whole, value = _gin_value(stripped)
-    if whole:
-        return value
-    quoted = f"'\"{stripped}\"'"
-    if not stripped:
-        raise UserError(f"{flag}= has no value; for empty text write {flag}='\"\"'")
-    if stripped.lower() in ("true", "false", "none", "null"):
-        meant = "None" if stripped.lower() in ("none", "null") else stripped.capitalize()
-        raise UserError(f"{flag}={stripped}: write {meant} (or {quoted} for the text)")
-    if "," in stripped and all(_gin_value(part.strip())[0] for part in stripped.rstrip(",").split(",")):
-        raise UserError(f"{flag}={stripped}: for several values write {flag}='({stripped})'")
-    if not re.match(r"[\w./~:+*-]", stripped) or any(c in stripped for c in "\"'\n\\"):
-        raise UserError(f"{flag}={_shorten(stripped)}: not a value; check brackets and quotes, put the whole flag in "
-                        "single quotes for the shell, and write text as '\"text\"'")
-    return os.path.expanduser(stripped) if stripped.startswith("~") else stripped
-
-
-def _gin_value(text: str) -> tuple[bool, Any]:
-    """Whether the whole of `text` is one gin value, and that value."""
-    try:
-        parser = config_parser.ConfigParser(text, _Delegate())
-        value = parser.parse_value()
-        end = (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)
-        return parser.current_token.type in end, value
-    except (SyntaxError, tokenize.TokenError, ValueError, StopIteration):
-        return False, None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -367,7 +204,7 @@ def _gin_value(text: str) -> tuple[bool, Any]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _apply(statement: _Statement) -> None:
+def _apply(statement: Statement) -> None:
     """Bind one statement in gin, or move it to `_skipped` when it is a recorded one of names unknown to this job."""
     with _context(statement.context):
         try:
@@ -381,7 +218,7 @@ def _apply(statement: _Statement) -> None:
         except _Unknown as e:
             if statement.rank == RECORDED:
                 # Recorded by a job with other configurables, or by another version; what matters is asked for below.
-                _statements.remove(statement)
+                _read.statements.remove(statement)
                 _skipped.append(statement)
                 return
             raise UserError(str(e)) from e
@@ -393,14 +230,14 @@ class _Unknown(Exception):
     """A name that the registry does not have; the message is complete."""
 
 
-def _resolve(value: Any, statement: _Statement) -> Any:
-    """Replace `_Later` anywhere in `value` by gin's references."""
+def _resolve(value: Any, statement: Statement) -> Any:
+    """Replace `Later` anywhere in `value` by gin's references."""
     match value:
         case dict():
             return {_resolve(k, statement): _resolve(v, statement) for k, v in value.items()}
         case list() | tuple():
             return type(value)(_resolve(v, statement) for v in value)
-        case _Later(name, evaluate, is_macro):
+        case Later(name, evaluate, is_macro):
             delegate = gin_config.ParserDelegate()
             if is_macro:
                 return _ask(lambda: delegate.macro(name), name, statement)
@@ -408,7 +245,7 @@ def _resolve(value: Any, statement: _Statement) -> Any:
     return value
 
 
-def _known_parameter(statement: _Statement) -> None:
+def _known_parameter(statement: Statement) -> None:
     lookup = gin_config._parse_context().get_configurable
     found = _ask(lambda: lookup(statement.selector), statement.selector, statement)
     if found is None:
@@ -418,24 +255,24 @@ def _known_parameter(statement: _Statement) -> None:
     except ValueError as e:
         names = _parameters(found)
         if statement.argument in names:  # a parameter closed to gin, or a method named without its class
-            raise _Unknown(f"{_at(statement)}: {_first_line(e)}") from e
+            raise _Unknown(f"{statement.at}: {first_line(e)}") from e
         hint = did_you_mean(nearest(statement.argument, names)) or f"; it has {_list(names) or 'none'}"
-        raise _Unknown(f"{_at(statement)}: {statement.selector} has no parameter '{statement.argument}'{hint}") from e
+        raise _Unknown(f"{statement.at}: {statement.selector} has no parameter '{statement.argument}'{hint}") from e
 
 
-def _ask(lookup, selector: str, statement: _Statement):
+def _ask(lookup, selector: str, statement: Statement):
     """Call gin's `lookup`, and turn what it raises for unknown and ambiguous names into our line."""
     try:
         return lookup()
     except KeyError as e:
-        raise _Unknown(f"{_at(statement)}: {_first_line(e.args[0])}") from e
+        raise _Unknown(f"{statement.at}: {first_line(e.args[0])}") from e
     except (NameError, AttributeError, ValueError) as e:
         raise _Unknown(_unknown_configurable(selector, statement)) from e
 
 
-def _unknown_configurable(selector: str, statement: _Statement) -> str:
+def _unknown_configurable(selector: str, statement: Statement) -> str:
     names = [_short(s) for s, _ in gin_config._REGISTRY.items() if not s.startswith("gin.")]
-    return (f"{_at(statement)}: no configurable '{selector}'{did_you_mean(nearest(selector, names))}; one of a "
+    return (f"{statement.at}: no configurable '{selector}'{did_you_mean(nearest(selector, names))}; one of a "
             "module of yours needs `import that.module` in a gin file")
 
 
@@ -454,13 +291,13 @@ def _no_rivals() -> None:
 
     Two sizes at once, say: which one wins would depend on their order.
     """
-    by_key: dict[tuple[str, str, str], _Statement] = {}
-    for statement in _statements:
+    by_key: dict[tuple[str, str, str], Statement] = {}
+    for statement in _read.statements:
         other = by_key.get(statement.key)
         by_key[statement.key] = statement
         if other is None or statement.rank >= RECORDED or other.rank != statement.rank or other.file == statement.file:
             continue
-        related = other.file in _includes[statement.file] or statement.file in _includes[other.file]
+        related = other.file in _read.includes[statement.file] or statement.file in _read.includes[other.file]
         if not related and other.value != statement.value:
             raise UserError(f"{other.where} and {statement.where} both set {_display(statement.key)}: name only one of "
                             "these files")
@@ -523,7 +360,7 @@ def _unset_parameters(root: str) -> Iterator[tuple[str, list[str]]]:
 def _unreferenced_macros() -> str:
     """The line about macros of the user to which nothing refers, or ''. They could not have an effect in any job."""
     live = _live_statements()
-    everywhere = _referenced(_statements + _skipped)
+    everywhere = _referenced(_read.statements + _skipped)
     now = _referenced(live.values())
     lost = [s for key, s in live.items() if key[1] == _MACRO and s.rank >= RECORDED
             and key[0] not in (now if s.rank == FLAG else everywhere)]
@@ -534,29 +371,18 @@ def _unreferenced_macros() -> str:
     for statement in lost:
         name = statement.key[0]
         hint = did_you_mean(nearest(name, known)) or f"; the macros here: {_list(sorted(known)) or 'none'}"
-        parts.append(f"{_at(statement)}: no binding refers to the macro {name}{hint}")
+        parts.append(f"{statement.at}: no binding refers to the macro {name}{hint}")
     return "; ".join(parts)
 
 
-def _live_statements() -> dict[tuple[str, str, str], _Statement]:
+def _live_statements() -> dict[tuple[str, str, str], Statement]:
     """The statement in force for each (scope, selector, argument)."""
-    return {statement.key: statement for statement in _statements}
+    return {statement.key: statement for statement in _read.statements}
 
 
-def _referenced(statements: Iterable[_Statement]) -> set[str]:
+def _referenced(statements: Iterable[Statement]) -> set[str]:
     """Names of the macros to which `statements` refer."""
     return {name for s in statements for name in s.macros if not gin_config._CONSTANTS.matching_selectors(name)}
-
-
-def _macros(value: Any) -> Iterator[str]:
-    match value:
-        case dict():
-            yield from _macros([*value.keys(), *value.values()])
-        case list() | tuple():
-            for item in value:
-                yield from _macros(item)
-        case _Later(name, _, True):
-            yield name
 
 
 def _why_unread(key: tuple[str, str, str], calls: set[tuple[str, str]]) -> str:
@@ -621,18 +447,5 @@ def _display(key: tuple[str, str, str]) -> str:
     return f"{scope}/{_short(selector)}.{argument}" if scope else f"{_short(selector)}.{argument}"
 
 
-def _at(statement: _Statement) -> str:
-    return statement.where if statement.rank == FLAG else f"{statement.written} ({statement.where})"
-
-
 def _list(names: Sequence[str]) -> str:
     return ", ".join(names)
-
-
-def _first_line(problem: Any) -> str:
-    return (str(problem).splitlines() or [""])[0].strip()
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:57] + "..."

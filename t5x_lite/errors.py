@@ -27,9 +27,9 @@ def did_you_mean(near: Sequence[str]) -> str:
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
-def first_line(problem: BaseException) -> str:
+def first_line(problem: BaseException | str) -> str:
     """What an exception says, short enough to stand within a line: long ones (tensorstore's) lose their middle."""
-    line = (str(problem).splitlines() or [""])[0]
+    line = (str(problem).splitlines() or [""])[0].strip()
     return line if len(line) <= 240 else f"{line[:120]} … {line[-120:]}"
 
 
