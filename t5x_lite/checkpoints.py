@@ -26,11 +26,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite import checksums, vocabularies
-from t5x_lite.errors import UserError, first_line
+from t5x_lite.errors import UserError
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import leaves_by_path, path_name
 from t5x_lite.saving import Keep
+from t5x_lite.stored import Damaged, Stored, absolute
 from t5x_lite.trainer import TrainState
 
 FOLDER = "checkpoints"
@@ -42,10 +43,6 @@ class Restored:
     state: TrainState
     data: dict[str, np.ndarray]
     meta: dict[str, Any]
-
-
-class Damaged(UserError):
-    """A checkpoint that is not as it was written."""
 
 
 class Checkpointer:
@@ -63,7 +60,7 @@ class Checkpointer:
 
     def _open(self) -> ocp.CheckpointManager:
         manager = ocp.CheckpointManager(
-            _absolute(self.folder),
+            absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
                 enable_async_checkpointing=self._asynchronous, create=True, cleanup_tmp_directories=True,
@@ -200,20 +197,16 @@ class Checkpointer:
         return None
 
     def _restore(self, step: int, abstract, shardings, data, check) -> Restored:
-        folder = self.folder / str(step)
-        meta = read_meta(folder)
-        check(meta)
+        stored = Stored(self.folder / str(step))
+        check(stored.meta)
         target = jax.tree.map(_with_sharding, (abstract.params, abstract.opt_state), shardings[1:])
-        params = _restore_params(folder, target[0])
-        opt_state = as_dict(target[1])
-        _check_opt_state(folder, opt_state)
-        opt_state = from_dict(_restore_item(folder, "opt_state", opt_state), abstract.opt_state)
-        shapes = _shapes(folder, "data")
-        found = _restore_item(folder, "data", {n: np.zeros(shapes.get(n, a.shape), a.dtype) for n, a in data.items()})
-        if meta.get("data", _digests(found)) != _digests(found):
-            raise Damaged(f"{folder} is damaged: its `data` is not as it was written")
+        params = stored.params(target[0])
+        opt_state = from_dict(stored.opt_state(as_dict(target[1])), abstract.opt_state)
+        found = stored.data(data)
+        if stored.meta.get("data", _digests(found)) != _digests(found):
+            raise Damaged(f"{stored.folder} is damaged: its `data` is not as it was written")
         scalar = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
-        return Restored(TrainState(scalar, params, opt_state), found, meta)
+        return Restored(TrainState(scalar, params, opt_state), found, stored.meta)
 
     def _set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint to what no reader takes for one; its new name."""
@@ -256,17 +249,16 @@ def initialise(
         from t5x_lite.interop import loading  # late: it imports this module
 
         return loading.initialise(path, state, shardings, restore_optimizer_state, may_lack)
-    folder = find_step(path)
+    stored = Stored(find_step(path))
     abstract = jax.eval_shape(lambda: state)
-    found = _restore_params(folder, jax.tree.map(_with_sharding, abstract.params, shardings.params), may_lack)
+    found = stored.params(jax.tree.map(_with_sharding, abstract.params, shardings.params), may_lack)
     have = leaves_by_path(found)
     params = join(found, select(state.params, lambda path: path not in have))
     opt_state = state.opt_state
     if restore_optimizer_state:
         target = as_dict(jax.tree.map(_with_sharding, abstract.opt_state, shardings.opt_state))
-        _check_opt_state(folder, target)
-        opt_state = from_dict(_restore_item(folder, "opt_state", target), abstract.opt_state)
-    return TrainState(state.step, params, opt_state), int(folder.name)
+        opt_state = from_dict(stored.opt_state(target), abstract.opt_state)
+    return TrainState(state.step, params, opt_state), int(stored.folder.name)
 
 
 def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[str, Any]]:
@@ -283,12 +275,11 @@ def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[
         from t5x_lite.interop import loading  # late: it imports this module
 
         return loading.load_for_inference(path, step)
-    folder = find_step(path, step)
-    meta = read_meta(folder)
-    model = Model(T5Config.from_dict(meta["model"]))
+    stored = Stored(find_step(path, step))
+    model = Model(T5Config.from_dict(stored.meta["model"]))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model.abstract_params())
-    return model, _restore_params(folder, target), meta
+    return model, stored.params(target), stored.meta
 
 
 def steps(path) -> list[int]:
@@ -339,27 +330,12 @@ def find_step(path, step: int | None = None) -> epath.Path:
 
 def read_meta(folder) -> dict[str, Any]:
     """A checkpoint's description of itself. Raises Damaged where it is not as it was written."""
-    return _read_meta(folder)[0]
-
-
-def _read_meta(folder) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
-    """(meta, item -> path -> checksum); no checksums for what was converted."""
-    folder = epath.Path(folder)
-    try:
-        sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(_absolute(folder / "meta"))
-    except (OSError, ValueError) as e:
-        raise Damaged(f"{folder} is damaged: its `meta` cannot be read ({first_line(e)})") from e
-    try:
-        meta, sums = checksums.opened(sealed)
-    except ValueError as e:
-        raise Damaged(f"{folder} is damaged: {e}") from e
-    return meta, sums or {}
+    return Stored(folder).meta
 
 
 def read_positions(folder: epath.Path) -> np.ndarray:
     """Where the data streams stood at one checkpoint: int64 [S, 2]."""
-    like = {"positions": np.zeros(_shapes(folder, "data")["positions"], np.int64)}
-    return np.asarray(_restore_item(folder, "data", like)["positions"])
+    return np.asarray(Stored(folder).data({"positions": np.zeros((0, 2), np.int64)})["positions"])
 
 
 def read_vocabulary(path) -> Any | None:
@@ -377,57 +353,6 @@ def read_vocabulary(path) -> Any | None:
     return vocabularies.from_dict(described) if described else None
 
 
-def item_metadata(folder: epath.Path) -> dict[str, Any]:
-    """Path -> metadata (shape, dtype) of each array of one item of a checkpoint.
-
-    Raises:
-      Damaged: it cannot be read.
-    """
-    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(_absolute(folder))
-    found = getattr(metadata, "item_metadata", metadata)
-    found = getattr(found, "tree", found)
-    return leaves_by_path(found, lambda x: hasattr(x, "shape"))
-
-
-def _restore_item(folder: epath.Path, item: str, target, partial: bool = False):
-    """partial: `target` is a part of what was saved. Raises Damaged."""
-    with _reading(folder / item):
-        if partial:
-            arguments = ocp.args.PyTreeRestore(
-                item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
-            )
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                found = checkpointer.restore(_absolute(folder / item), args=arguments)
-        else:
-            with ocp.StandardCheckpointer() as checkpointer:
-                found = checkpointer.restore(_absolute(folder / item), target)
-    wrong = checksums.differing(found, _read_meta(folder)[1].get(item, {}))
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise Damaged(f"{folder} is damaged: {item} {wrong[0]}{more} differ from what was written")
-    return found
-
-
-@contextlib.contextmanager
-def _reading(what: epath.Path):
-    """What Orbax and tensorstore raise for files that are missing, cut off or garbled becomes Damaged."""
-    try:
-        yield
-    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except PermissionError as e:
-        raise UserError(f"{what} cannot be read ({first_line(e)})") from e
-    except Exception as e:  # of tensorstore's errors Orbax makes plain ones
-        why = first_line(e.__cause__ or e)
-        raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
-
-
-def _absolute(path: epath.Path) -> epath.Path:
-    # Orbax wants an absolute path; resolving would spoil one with a scheme.
-    return path if "://" in str(path) else path.resolve()
-
-
 def _with_sharding(leaf, sharding):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -435,79 +360,7 @@ def _with_sharding(leaf, sharding):
 def base_of(path, params, only: Collection[str]) -> dict[str, str]:
     """What meta["base"] says of the checkpoint below `path`, from which all but `only` of `params` came."""
     others = select(params, lambda p: p not in only)
-    return {"path": str(_absolute(find_step(path))), "fingerprint": checksums.fingerprint(others)}
-
-
-def _restore_params(folder: epath.Path, target, may_lack: Collection[str] = ()):
-    """`target`'s arrays, from `folder` and, where it holds only what was trained, from its base and the base's own.
-
-    Args:
-      target: tree of `jax.ShapeDtypeStruct` with shardings.
-      may_lack: paths that are left out where no checkpoint has them.
-
-    Raises:
-      UserError: parameters differ (each difference is named), or a base is gone or no longer the same.
-    """
-    layers = list(with_bases(folder))
-    have: dict[str, tuple[epath.Path, tuple[int, ...]]] = {}
-    for layer, _, shapes in layers:
-        for name, shape in shapes.items():
-            have.setdefault(name, (layer, shape))
-    _check_params(folder, {name: shape for name, (_, shape) in have.items()}, target, may_lack)
-    params: Any = {}
-    for layer, _, shapes in layers:
-        part = select(target, lambda path, layer=layer: path in have and have[path][0] == layer)
-        if part:
-            whole = len(leaves_by_path(part)) == len(shapes)
-            params = join(params, _restore_item(layer, "params", part, partial=not whole))
-    _, base, own = layers[0]
-    if base and checksums.fingerprint(select(params, lambda path: path not in own)) != base["fingerprint"]:
-        raise UserError(f"{folder} was trained on top of {base['path']}, which holds other parameters now: put the old "
-                        "checkpoint back there")
-    return params
-
-
-def with_bases(folder: epath.Path):
-    """(folder, its meta's base or None, shapes of its parameters by path) of a checkpoint, its base, the base's base."""
-    while folder is not None:
-        base = read_meta(folder).get("base")
-        yield folder, base, _shapes(folder, "params")
-        if base is None:
-            return
-        below = epath.Path(base["path"])
-        if not (below / "params").exists():
-            raise UserError(f"{folder} holds only the trained parameters, and its base checkpoint {below} is gone: put "
-                            "it back there (a run that is to stand alone needs train.save_only_trained = False)")
-        folder = below
-
-
-def _shapes(folder: epath.Path, item: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of a checkpoint's arrays by path, read without the arrays. Raises Damaged."""
-    found = {path: tuple(leaf.shape) for path, leaf in item_metadata(folder / item).items()}
-    stored = _read_meta(folder)[1].get(item)
-    if stored is not None and checksums.shapes(stored) != found:
-        raise Damaged(f"{folder} is damaged: the arrays of its `{item}` are not those that were written")
-    return found
-
-
-def _check_params(folder: epath.Path, have: Mapping[str, tuple[int, ...]], expected, may_lack: Collection[str]) -> None:
-    """Raises UserError that names what differs between the checkpoint's parameters and the model's."""
-    want = {name: leaf.shape for name, leaf in leaves_by_path(expected).items()}
-    wrong = [f"{n} missing" for n in sorted(want.keys() - have.keys() - set(may_lack))]
-    wrong += [f"{n} not in the model" for n in sorted(have.keys() - want.keys())]
-    wrong += [f"{n} is {have[n]}, not {want[n]}" for n in sorted(want.keys() & have.keys()) if have[n] != want[n]]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{folder} does not fit the configured model: {'; '.join(wrong[:3])}{more}; use its model file")
-
-
-def _check_opt_state(folder: epath.Path, expected: Mapping[str, Any]) -> None:
-    """Raises UserError where the optimizer's state is another's: a different optimizer, or other parameters trained."""
-    have, want = _shapes(folder, "opt_state"), {name: leaf.shape for name, leaf in expected.items()}
-    differ = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
-    if differ:
-        raise UserError(f"{folder} has another optimizer's state ({len(differ)} arrays differ, such as {differ[0]}): "
-                        "use its optimizer and Trainable.patterns, or another MODEL_DIR")
+    return {"path": str(absolute(find_step(path))), "fingerprint": checksums.fingerprint(others)}
 
 
 def as_dict(tree) -> dict[str, Any]:

@@ -195,8 +195,7 @@ def test_or_it_goes_back_and_on_with_other_data(poisoned, skipping, tmp_path, ca
     assert len(found) == 12 and np.isfinite(found).all(), "what was taken back is not in the records"
     first = bad_steps(skipping)[0]
     assert found[: first - 1] == train_losses(skipping)[: first - 1]
-    positions = checkpoints._restore_item(checkpoints.find_step(tmp_path), "data",
-                                          {"positions": np.zeros((4, 2), np.int64)})["positions"]
+    positions = checkpoints.read_positions(checkpoints.find_step(tmp_path))
     assert (positions[:, 0] * 10 + positions[:, 1]).tolist() == [2 * (12 + back)] * 4, "the bad batches are skipped"
 
 

@@ -17,6 +17,7 @@ from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
 from t5x_lite.models.finetuning_config import Adapters, LoRA, PromptTuning
 from t5x_lite.partitioning import leaves_by_path as paths
+from t5x_lite.stored import Stored
 
 CONFIG = T5Config(
     vocab_size=64, emb_dim=16, num_heads=4, head_dim=8, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
@@ -97,7 +98,7 @@ def test_nothing_else_may_be_missing(base, tmp_path):
 
 def test_only_what_was_trained_is_written(finetuned, base):
     folder, _ = finetuned
-    written = checkpoints._shapes(checkpoints.find_step(folder), "params")
+    written = Stored(checkpoints.find_step(folder)).shapes("params")
     assert written.keys() == Model(WITH_LORA).added_paths
     bytes_of = {f: sum(p.stat().st_size for p in f.rglob("*") if p.is_file() and "params" in p.parts) for f in (folder, base[0])}
     assert bytes_of[folder] < bytes_of[base[0]] / 2
@@ -132,7 +133,7 @@ def test_a_base_may_have_a_base(finetuned, tmp_path):
     lora = {n: x for n, x in paths(below.params).items() if "lora" in n}
     assert all(paths(state.params)[n].tobytes() == x.tobytes() for n, x in lora.items())
     # What is added but not trained has no base to be in; here all of it has been trained or was below.
-    assert checkpoints._shapes(checkpoints.find_step(tmp_path), "params").keys() >= {"prompt/embedding", *lora}
+    assert Stored(checkpoints.find_step(tmp_path)).shapes("params").keys() >= {"prompt/embedding", *lora}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from t5x_lite import checkpoints
 from t5x_lite.interop import weights as w
 from t5x_lite.interop import zarr
 from t5x_lite.models import T5Config
+from t5x_lite.stored import Stored, absolute, item_metadata
 
 # Pieces of the stored arrays: small enough to compress and to restore a device's share without reading all.
 CHUNK_BYTES = 64 * 2**20
@@ -35,12 +36,12 @@ def read(path, *, step: int | None = None, rules: w.Rules = (), optimizer_state:
     Raises:
       UserError: there is no such checkpoint.
     """
-    folder = checkpoints.find_step(path, step)
-    meta = dict(checkpoints.read_meta(folder))
+    checkpoint = Stored(checkpoints.find_step(path, step))
+    folder, meta = checkpoint.folder, dict(checkpoint.meta)
     config = T5Config.from_dict(meta.pop("model"))
     stored: dict[str, w.Tensor] = {}
-    for layer, _, _ in checkpoints.with_bases(folder):  # what was not trained lies in the checkpoint that it stands on
-        stored = {**_open(layer / "params"), **stored}
+    for layer in checkpoint.with_bases():  # what was not trained lies in the checkpoint that it stands on
+        stored = {**_open(layer.folder / "params"), **stored}
     meta.pop("base", None)
     params = w.split(w.apply_rules(stored, rules))
     opt_state = None
@@ -63,7 +64,7 @@ def write(folder: epath.Path, weights: w.Weights) -> None:
         _save(at / "data", weights.data)
     meta = {**weights.meta, "model": weights.config.to_dict(), "vocabulary": weights.vocabulary, "step": weights.step}
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        checkpointer.save(_absolute(at / "meta"), meta)
+        checkpointer.save(absolute(at / "meta"), meta)
 
 
 class _InTurn(ocp.type_handlers.NumpyHandler):
@@ -100,15 +101,10 @@ _HANDLERS = ocp.type_handlers.create_type_handler_registry((w.Tensor, _InTurn(de
 def _save(folder: epath.Path, tree: Mapping[str, Any]) -> None:
     options = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS)) as checkpointer:
-        checkpointer.save(_absolute(folder), args=ocp.args.PyTreeSave(tree, save_args=options))
+        checkpointer.save(absolute(folder), args=ocp.args.PyTreeSave(tree, save_args=options))
 
 
 def _open(folder: epath.Path) -> dict[str, w.Tensor]:
     """Path -> tensor of one item, of which only the metadata is read."""
     named = zarr.in_orbax(folder)
-    return {name: named(name.replace("/", ".")) for name in checkpoints.item_metadata(folder)}
-
-
-def _absolute(path: epath.Path) -> epath.Path:
-    # Orbax wants an absolute path; resolving would spoil one with a scheme.
-    return path if "://" in str(path) else path.resolve()
+    return {name: named(name.replace("/", ".")) for name in item_metadata(folder)}

@@ -11,12 +11,13 @@ from tiny_models import differing
 from t5x_lite import checkpoints, plots
 from t5x_lite.models import Model
 from t5x_lite.partitioning import leaves_by_path as paths
+from t5x_lite.stored import Stored
 
 FINETUNE = [*MINI, "--gin_file=runs/finetune.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_library", "--gin.DECODE=False"]
 
 
 def written(folder):
-    return set(checkpoints._shapes(checkpoints.find_step(folder), "params"))
+    return set(Stored(checkpoints.find_step(folder)).shapes("params"))
 
 
 @pytest.mark.parametrize("name, own, trained", [

@@ -1,0 +1,197 @@
+"""One complete checkpoint as it lies in its folder: its description, the shapes of its arrays, and the arrays.
+
+Everything that is read is verified by the checksums in the description; see checkpoints.py for what lies where.
+"""
+
+import contextlib
+import functools
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from t5x_lite import checksums
+from t5x_lite.errors import UserError, first_line
+from t5x_lite.finetuning import join, select
+from t5x_lite.partitioning import leaves_by_path
+
+
+class Damaged(UserError):
+    """A checkpoint that is not as it was written."""
+
+
+class Stored:
+    """The checkpoint of one step. Its description is read once, when it is first asked for.
+
+    Attributes:
+      folder: MODEL_DIR/checkpoints/<step>.
+    """
+
+    def __init__(self, folder):
+        self.folder = epath.Path(folder)
+        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Its description of itself. Raises Damaged where it is not as it was written."""
+        return self._description[0]
+
+    @functools.cached_property
+    def _description(self) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
+        """(meta, item -> path -> checksum); no checksums for what was converted."""
+        try:
+            sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(absolute(self.folder / "meta"))
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{self.folder} is damaged: its `meta` cannot be read ({first_line(e)})") from e
+        try:
+            meta, sums = checksums.opened(sealed)
+        except ValueError as e:
+            raise Damaged(f"{self.folder} is damaged: {e}") from e
+        return meta, sums or {}
+
+    def shapes(self, item: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of an item's arrays by path, read without the arrays. Raises Damaged."""
+        if item not in self._shapes:
+            found = {path: tuple(leaf.shape) for path, leaf in item_metadata(self.folder / item).items()}
+            stored = self._description[1].get(item)
+            if stored is not None and checksums.shapes(stored) != found:
+                raise Damaged(f"{self.folder} is damaged: the arrays of its `{item}` are not those that were written")
+            self._shapes[item] = found
+        return self._shapes[item]
+
+    def arrays(self, item: str, target, partial: bool = False):
+        """An item's arrays, with the structure, dtypes and shardings of `target`.
+
+        Args:
+          partial: `target` is a part of what was saved.
+
+        Raises:
+          Damaged: an array cannot be read, or is not as it was written.
+        """
+        with _reading(self.folder / item):
+            if partial:
+                arguments = ocp.args.PyTreeRestore(
+                    item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+                )
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                    found = checkpointer.restore(absolute(self.folder / item), args=arguments)
+            else:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    found = checkpointer.restore(absolute(self.folder / item), target)
+        wrong = checksums.differing(found, self._description[1].get(item, {}))
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise Damaged(f"{self.folder} is damaged: {item} {wrong[0]}{more} differ from what was written")
+        return found
+
+    def data(self, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays of `data` that `like` names, of its dtypes and the stored shapes. Raises Damaged."""
+        shapes = self.shapes("data")
+        return self.arrays("data", {name: np.zeros(shapes.get(name, a.shape), a.dtype) for name, a in like.items()})
+
+    def with_bases(self) -> Iterator["Stored"]:
+        """This checkpoint, its base, the base's base, …
+
+        Raises:
+          UserError: a base is gone.
+        """
+        yield self
+        base = self.meta.get("base")
+        if base is None:
+            return
+        below = Stored(base["path"])
+        if not (below.folder / "params").exists():
+            raise UserError(f"{self.folder} holds only the trained parameters, and its base checkpoint {below.folder} "
+                            "is gone: put it back there (a run that is to stand alone needs "
+                            "train.save_only_trained = False)")
+        yield from below.with_bases()
+
+    def params(self, target, may_lack: Collection[str] = ()):
+        """`target`'s arrays, from here and, where it holds only what was trained, from its base and the base's own.
+
+        Args:
+          target: tree of `jax.ShapeDtypeStruct` with shardings.
+          may_lack: paths that are left out where no checkpoint has them.
+
+        Raises:
+          UserError: parameters differ (each difference is named), or a base is gone or no longer the same.
+        """
+        layers = list(self.with_bases())
+        have: dict[str, Stored] = {}
+        for layer in layers:
+            for name in layer.shapes("params"):
+                have.setdefault(name, layer)
+        self._check_params({n: layer.shapes("params")[n] for n, layer in have.items()}, target, may_lack)
+        params: Any = {}
+        for layer in layers:
+            part = select(target, lambda path, layer=layer: have.get(path) is layer)
+            if part:
+                whole = len(leaves_by_path(part)) == len(layer.shapes("params"))
+                params = join(params, layer.arrays("params", part, partial=not whole))
+        base, own = self.meta.get("base"), self.shapes("params")
+        if base and checksums.fingerprint(select(params, lambda path: path not in own)) != base["fingerprint"]:
+            raise UserError(f"{self.folder} was trained on top of {base['path']}, which holds other parameters now: "
+                            "put the old checkpoint back there")
+        return params
+
+    def _check_params(self, have: dict[str, tuple[int, ...]], expected, may_lack: Collection[str]) -> None:
+        """Raises UserError that names what differs between the checkpoint's parameters and the model's."""
+        want = {name: leaf.shape for name, leaf in leaves_by_path(expected).items()}
+        wrong = [f"{n} missing" for n in sorted(want.keys() - have.keys() - set(may_lack))]
+        wrong += [f"{n} not in the model" for n in sorted(have.keys() - want.keys())]
+        wrong += [f"{n} is {have[n]}, not {want[n]}" for n in sorted(want.keys() & have.keys()) if have[n] != want[n]]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(f"{self.folder} does not fit the configured model: {'; '.join(wrong[:3])}{more}; use its "
+                            "model file")
+
+    def opt_state(self, target: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state by path.
+
+        Args:
+          target: path -> `jax.ShapeDtypeStruct` with a sharding.
+
+        Raises:
+          UserError: it is another's: a different optimizer, or other parameters trained.
+        """
+        have, want = self.shapes("opt_state"), {name: leaf.shape for name, leaf in target.items()}
+        differ = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
+        if differ:
+            raise UserError(f"{self.folder} has another optimizer's state ({len(differ)} arrays differ, such as "
+                            f"{differ[0]}): use its optimizer and Trainable.patterns, or another MODEL_DIR")
+        return self.arrays("opt_state", target)
+
+
+def item_metadata(folder: epath.Path) -> dict[str, Any]:
+    """Path -> metadata (shape, dtype) of each array of one item of a checkpoint.
+
+    Raises:
+      Damaged: it cannot be read.
+    """
+    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(absolute(folder))
+    found = getattr(metadata, "item_metadata", metadata)
+    found = getattr(found, "tree", found)
+    return leaves_by_path(found, lambda x: hasattr(x, "shape"))
+
+
+def absolute(path: epath.Path) -> epath.Path:
+    """What Orbax wants; resolving would spoil a path with a scheme."""
+    return path if "://" in str(path) else path.resolve()
+
+
+@contextlib.contextmanager
+def _reading(what: epath.Path):
+    """What Orbax and tensorstore raise for files that are missing, cut off or garbled becomes Damaged."""
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except PermissionError as e:
+        raise UserError(f"{what} cannot be read ({first_line(e)})") from e
+    except Exception as e:  # of tensorstore's errors Orbax makes plain ones
+        why = first_line(e.__cause__ or e)
+        raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
