@@ -17,7 +17,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np  # noqa: E402
 import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
-import tensorflow_datasets as tfds  # noqa: E402
 
 from t5x_lite import seqio_sources  # noqa: E402
 from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
@@ -100,10 +99,7 @@ def _open_records(task: seqio.Task, split: str):
     if hasattr(source, "open_split"):
         return source.open_split(split)
     if isinstance(source, seqio.TfdsDataSource) and source.tfds_dataset.name:
-        builder = source.tfds_dataset.builder
-        if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-            # The task's split may be a part of the data set's.
-            return builder.as_data_source(split=source.tfds_dataset._map_split(split))
+        return seqio_sources.array_records(source, split)
     return None
 
 
@@ -130,7 +126,7 @@ class SeqioBlocks:
     def _try_out(self) -> None:
         """Builds a pipeline: what is wrong in an objective is said before the first step; gin sees what it reads."""
         if self.seekable:
-            made = [self._examples(task, _read(records, np.arange(1)), 0)
+            made = [self._examples(task, seqio_sources.read(records, np.arange(1)), 0)
                     for task, records in zip(self._tasks, self._records, strict=True)]
         else:
             made = [self._epoch_block(0, 0, 0)]
@@ -165,7 +161,7 @@ class SeqioBlocks:
             chosen = self._chosen(j, stream, k)
             if not len(chosen):
                 continue
-            datasets.append(self._examples(task, _read(records, chosen), derive_seed(seed, j)))
+            datasets.append(self._examples(task, seqio_sources.read(records, chosen), derive_seed(seed, j)))
         if len(datasets) < 2:
             return datasets[0] if datasets else None
         # One after the other, then shuffled as a whole. Sampled by their rates, a task that filters many records out
@@ -193,7 +189,7 @@ class SeqioBlocks:
             return
         for j, (task, records) in enumerate(zip(self._tasks, self._records, strict=True)):
             chosen = self._chosen(j, stream, k)
-            for i, record in zip(chosen, _read(records, chosen), strict=True):
+            for i, record in zip(chosen, seqio_sources.read(records, chosen), strict=True):
                 yield records.where(i) if hasattr(records, "where") else f"{plain_name(task.name)} {i}", record
 
     def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
@@ -218,10 +214,3 @@ class SeqioBlocks:
         if isinstance(self._provider, seqio.Mixture):
             return self._provider.get_dataset(num_epochs=None, log_mixing_proportions=False, **arguments)
         return self._provider.get_dataset(num_epochs=1, **arguments)
-
-
-def _read(records, indices: np.ndarray) -> list[Mapping[str, object]]:
-    indices = [int(i) for i in indices]
-    if hasattr(records, "__getitems__"):
-        return records.__getitems__(indices)
-    return [records[i] for i in indices]

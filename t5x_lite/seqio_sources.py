@@ -1,6 +1,6 @@
 """The data sets behind seqio tasks: which of them a run reads, whether they are here, and their records as columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import seqio
@@ -56,6 +56,23 @@ def _name_and_remedy(loader: seqio.utils.LazyTfdsLoader) -> tuple[str, str | Non
     name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
     command = f"import tensorflow_datasets as tfds; tfds.builder('{name}').download_and_prepare()"
     return name, None if builder.is_prepared() else f'or prepare it: python -c "{command}"'
+
+
+def array_records(source: seqio.TfdsDataSource, split: str) -> Sequence[Mapping[str, object]] | None:
+    """The records of a task's split by index; None where they have not been prepared as ArrayRecord files."""
+    builder = source.tfds_dataset.builder
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        return None
+    # The task's split may be a part of the data set's.
+    return builder.as_data_source(split=source.tfds_dataset._map_split(split))
+
+
+def read(records, indices: Iterable[int]) -> list[Mapping[str, object]]:
+    """Many records, at once where their source can."""
+    indices = [int(i) for i in indices]
+    if hasattr(records, "__getitems__"):
+        return records.__getitems__(indices)
+    return [records[i] for i in indices]
 
 
 def plain_name(name: str) -> str:

@@ -3,8 +3,6 @@
 Which files, and how their lines are read, is said by `t5x_lite.text_files.TextFiles`.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import seqio
 import tensorflow as tf
@@ -13,35 +11,24 @@ from t5x_lite import seqio_names
 from t5x_lite.data import derive_seed, permute
 from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.line_index import Records
+from t5x_lite.tasks import postprocessors
 from t5x_lite.tasks import preprocessors
 from t5x_lite.tasks import unsupervised
 from t5x_lite.tasks.metrics import METRICS
+from t5x_lite.tasks.seekable import SeekableSource
 from t5x_lite.text_files import TextFiles
 
 _READ_AT_ONCE = 256  # lines
 _ENDS_DOCUMENTS = ("full_lm",)  # objectives that put EOS where documents end, and need none where segments end
 
 
-class TextFilesSource(seqio.DataSource):
-    """The records of TextFiles: scalar strings `inputs` and `targets`, or `text`, read from the files as needed.
-
-    `open_split(split)` gives the same records in the same order by index, for readers that seek.
-    """
+class TextFilesSource(SeekableSource):
+    """The records of TextFiles: scalar strings `inputs` and `targets`, or `text`, read from the files as needed."""
 
     def __init__(self, files: TextFiles):
         super().__init__(splits=files.splits)
         self._files = files
         self._opened: dict[str, Records] = {}
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return True
-
-    def list_shards(self, split: str) -> Sequence[str]:
-        return [split]
-
-    def num_input_examples(self, split: str) -> int:
-        return len(self.open_split(split))
 
     def open_split(self, split: str) -> Records:
         """Raises UserError for files that cannot be used (see TextFiles)."""
@@ -49,24 +36,11 @@ class TextFilesSource(seqio.DataSource):
             self._opened[split] = self._files.open_split(split)
         return self._opened[split]
 
-    def get_dataset(
-        self,
-        split: str = "train",
-        shuffle: bool = True,
-        seed: int | None = None,
-        shard_info: seqio.ShardInfo | None = None,
-        *,
-        sequence_length=None,
-        use_cached: bool = False,
-        num_epochs: int | None = 1,
-    ) -> tf.data.Dataset:
-        """Dicts of scalar strings, shuffled over the whole split if asked for; shard i of n has records i, i+n, …"""
-        del sequence_length, use_cached, num_epochs
-        records = self.open_split(split)
-        index, shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
+    def _dataset(self, split: str, shuffle: bool, seed: int | None, shard: seqio.ShardInfo) -> tf.data.Dataset:
+        records, shards = self.open_split(split), shard.num_shards
 
         def read():
-            for start in range(index, len(records), shards * _READ_AT_ONCE):
+            for start in range(shard.index, len(records), shards * _READ_AT_ONCE):
                 places = np.arange(start, min(len(records), start + shards * _READ_AT_ONCE), shards)
                 if shuffle:
                     places = permute(places, len(records), derive_seed(seed, split))
@@ -104,13 +78,9 @@ def text_task(files: TextFiles, name: str, vocabulary: seqio.Vocabulary) -> seqi
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={"inputs": feature, "targets": feature},
-        postprocess_fn=_strip,
+        postprocess_fn=postprocessors.strip,
         metric_fns=[_metric(metric) for metric in files.metrics],
     )
-
-
-def _strip(decoded: str, **unused) -> str:
-    return decoded.strip()
 
 
 def _metric(name: str):

@@ -20,6 +20,11 @@ def string_to_float(string: str, default: float = -1.0, **unused_kwargs) -> floa
         return default
 
 
+def strip(string: str, **unused_kwargs) -> str:
+    """The text without blanks around it. Not in T5."""
+    return string.strip()
+
+
 def lower_text(string: str, **unused_kwargs) -> str:
     """The text in lower case."""
     return string.lower()

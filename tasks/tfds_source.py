@@ -3,7 +3,8 @@
 import numpy as np
 import seqio
 import tensorflow as tf
-import tensorflow_datasets as tfds
+
+from t5x_lite import seqio_sources
 
 
 class TfdsSource(seqio.TfdsDataSource):
@@ -18,10 +19,9 @@ class TfdsSource(seqio.TfdsDataSource):
         **unused_kwargs,
     ) -> tf.data.Dataset:
         """Raw examples; of ArrayRecord files shuffled over the whole split, shard i of n having records i, i+n, …"""
-        builder = self.tfds_dataset.builder
-        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        records = seqio_sources.array_records(self, split)
+        if records is None:
             return super().get_dataset(split, shuffle, seed, shard_info)
-        records = builder.as_data_source(split=self.tfds_dataset._map_split(split))
         shard = shard_info or seqio.ShardInfo(0, 1)
 
         def read():
@@ -31,4 +31,4 @@ class TfdsSource(seqio.TfdsDataSource):
             for i in order:
                 yield records[int(i)]
 
-        return tf.data.Dataset.from_generator(read, output_signature=builder.info.features.get_tensor_spec())
+        return tf.data.Dataset.from_generator(read, output_signature=self.tfds_dataset.info.features.get_tensor_spec())

@@ -3,6 +3,7 @@
 import seqio
 import tensorflow as tf
 
+from t5x_lite.tasks import postprocessors
 from t5x_lite.tasks import preprocessors
 from t5x_lite.tasks import unsupervised
 from t5x_lite.tasks.pydocs import metrics
@@ -45,10 +46,6 @@ _features = {
 _source = source.PydocsSource()
 
 
-def _strip(decoded: str, **unused) -> str:
-    return decoded.strip()
-
-
 for _name, _objective in (
     ("pydocs_span_corruption", preprocessors.span_corruption),
     ("pydocs_unsupervised", preprocessors.unsupervised),  # whatever gin says: --gin_file=objectives/NAME.gin
@@ -70,7 +67,7 @@ for _name, _text_to_text, _metric in (
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features=_features,
-        postprocess_fn=_strip,
+        postprocess_fn=postprocessors.strip,
         metric_fns=[_metric],
     )
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_lite import checkpoints, cli, configuration, data, evaluation, plots, seqio_blocks
+from t5x_lite import checkpoints, cli, configuration, data, evaluation, plots, seqio_sources
 from t5x_lite.partitioning import MeshConfig
 
 LENGTHS = {"inputs": 48, "targets": 16}
@@ -38,13 +38,13 @@ def test_going_on_costs_the_same_at_any_step(monkeypatch):
     """Records read from the source, pipelines built and rows passed over."""
     costs = []
     read, rows = [], []
-    genuine = seqio_blocks._read
+    genuine = seqio_sources.read
 
     def noted(records, chosen):
         read.append(len(chosen))
         return genuine(records, chosen)
 
-    monkeypatch.setattr(seqio_blocks, "_read", noted)
+    monkeypatch.setattr(seqio_sources, "read", noted)
     for k in (1, FAR):
         blocks = SOURCE.open()
         block = blocks.block

@@ -44,7 +44,7 @@ def chosen(blocks, monkeypatch, steps):
     from t5x_lite import seqio_blocks
 
     read = []
-    monkeypatch.setattr(seqio_blocks, "_read", lambda records, indices: read.append(indices.tolist()))
+    monkeypatch.setattr(seqio_blocks.seqio_sources, "read", lambda records, indices: read.append(indices.tolist()))
     monkeypatch.setattr(blocks, "_examples", lambda task, records, seed: seqio_blocks.tf.data.Dataset.range(1))
     for k in range(steps):
         for stream in range(2):
@@ -77,7 +77,7 @@ def test_the_tasks_of_a_mixture_are_mixed_to_the_end_of_a_block(monkeypatch):
 
     blocks = dataclasses.replace(source("pydocs_library_and_summarize", packing=False), block_records=400).open()
     kept = {"pydocs_library": 100, "pydocs_summarize": 60}
-    monkeypatch.setattr(seqio_blocks, "_read", lambda records, indices: None)
+    monkeypatch.setattr(seqio_blocks.seqio_sources, "read", lambda records, indices: None)
     seeds = set()
 
     def examples(task, records, seed):
