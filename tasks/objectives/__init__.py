@@ -8,6 +8,7 @@
     ul2         UL2's mixture of denoisers
     text        objectives on text, before it is tokenized
     rows        how many segments are worked on at once
+    names       what gin files call them
 
 Source of all but UL2: "Exploring the Limits of Transfer Learning" (https://arxiv.org/abs/1910.10683), sections 3.1.4
 and 3.3. `t5x_lite.tasks.preprocessors` has all of it under one roof, under the names of `t5.data.preprocessors`.

@@ -11,20 +11,19 @@ import gin
 import seqio
 import tensorflow as tf
 
-from t5x_lite.errors import UserError
+from t5x_lite.seqio_names import check_named
 from t5x_lite.tasks.objectives import denoising
 from t5x_lite.tasks.objectives import documents
 from t5x_lite.tasks.objectives import fills
 from t5x_lite.tasks.objectives import masks
 from t5x_lite.tasks.objectives import rows
-
-_GIN_MODULE = "t5x_lite.tasks.preprocessors"
+from t5x_lite.tasks.objectives.names import configurable
 
 
 # Lengths of span corruption ----------------------------------------------------------------------------------------
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def random_spans_helper(
     inputs_length: int = gin.REQUIRED,
     noise_density: float = gin.REQUIRED,
@@ -62,13 +61,13 @@ def random_spans_helper(
     return tokens, targets
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def random_spans_tokens_length() -> int:
     """The tokens of `random_spans_helper`, whose arguments are gin bindings."""
     return random_spans_helper()[0]
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def random_spans_targets_length() -> int:
     """The targets of `random_spans_helper`, whose arguments are gin bindings."""
     return random_spans_helper()[1]
@@ -77,7 +76,7 @@ def random_spans_targets_length() -> int:
 # Chains ------------------------------------------------------------------------------------------------------------
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def span_corruption(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
@@ -104,7 +103,7 @@ def span_corruption(
       UserError: the configured length of `targets` is shorter than what the objective makes.
       ValueError: documents are joined and features are to be passed through, which joining would lose.
     """
-    _wants(sequence_length, input_feature_key, "targets")
+    check_named([input_feature_key, "targets"], sequence_length or {})
     inputs_length = sequence_length[input_feature_key] - (reserved_for_packing or 0)
     tokens_length, targets_length = random_spans_helper(
         inputs_length=inputs_length,
@@ -140,7 +139,7 @@ def span_corruption(
     )
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def iid_denoising(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
@@ -160,7 +159,7 @@ def iid_denoising(
         dataset, sequence_length, output_features, noise_density, fills.noise_span_to_unique_sentinel, targets_fn)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def bert_style(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
@@ -176,7 +175,7 @@ def bert_style(
     return _denoised_iid(dataset, sequence_length, output_features, noise_density, inputs_fn, None)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def mass_style(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
@@ -188,7 +187,7 @@ def mass_style(
         dataset, sequence_length, output_features, noise_density, fills.noise_token_to_sentinel, None)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def deshuffling(
     dataset: tf.data.Dataset, sequence_length: Mapping[str, int], output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
@@ -200,7 +199,7 @@ def deshuffling(
         sequence_length=sequence_length)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def prefix_lm(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
@@ -217,7 +216,7 @@ def prefix_lm(
     Raises:
       UserError: the configured length of `targets` is shorter than the longest second part.
     """
-    _wants(sequence_length, "inputs", "targets")
+    check_named(["inputs", "targets"], sequence_length or {})
     tokens = documents.length_without_eos("inputs", sequence_length, output_features)
     shortest_prefix = max(1, round((1 - 2 * noise_density) * (tokens - 1)))
     longest = tokens - shortest_prefix + int(output_features["targets"].add_eos)
@@ -229,18 +228,18 @@ def prefix_lm(
         inputs_fn=fills.drop_nonnoise_tokens, targets_fn=fills.drop_noise_tokens)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def full_lm(
     dataset: tf.data.Dataset, sequence_length: Mapping[str, int], output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
     """Joined documents, each with its EOS, cut to the length of `targets`; no inputs. What T5 was LM-adapted on."""
-    _wants(sequence_length, "targets")
+    check_named(["targets"], sequence_length or {})
     feature = output_features["targets"]
     end = feature.vocabulary.eos_id if feature.add_eos else None
     return rows.apart(documents.segments(dataset, sequence_length["targets"], joined=True, end=end))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def lm_segments(
     dataset: tf.data.Dataset, sequence_length: Mapping[str, int], output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
@@ -348,9 +347,3 @@ def _one_even_length(sequence_length: Mapping[str, int]) -> int:
     if length % 2 or any(other != length for other in others):
         raise ValueError(f"packing prefix LM examples needs one even length for all features, not {sequence_length}")
     return length
-
-
-def _wants(sequence_length: Mapping[str, int], *features: str) -> None:
-    if missing := [f for f in features if f not in (sequence_length or {})]:
-        raise UserError(f"TASK_FEATURE_LENGTHS lacks {', '.join(missing)}; for example "
-                        '{"inputs": 512, "targets": 114}')

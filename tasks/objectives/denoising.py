@@ -9,8 +9,8 @@ import tensorflow as tf
 from t5x_lite.errors import UserError
 from t5x_lite.tasks.objectives import documents
 from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives.names import configurable
 
-_GIN_MODULE = "t5x_lite.tasks.preprocessors"
 SEGMENTS_AT_ONCE = 64
 _PROBED = 64  # segments by which lengths are judged before the first example
 
@@ -18,7 +18,7 @@ MaskFn = Callable[..., tf.Tensor]
 FillFn = Callable[..., tf.Tensor]
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def unsupervised(
     dataset: tf.data.Dataset,
     preprocessors: Sequence[Callable[..., tf.data.Dataset]] | None = None,
@@ -43,7 +43,7 @@ def unsupervised(
     return dataset
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def denoise(
     dataset: tf.data.Dataset,
     output_features: Mapping[str, seqio.Feature],

@@ -9,11 +9,10 @@ import tensorflow as tf
 
 from t5x_lite.errors import UserError
 from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives.names import configurable
 
-_GIN_MODULE = "t5x_lite.tasks.preprocessors"
 
-
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def select_random_chunk(
     dataset: tf.data.Dataset,
     output_features: Mapping[str, seqio.Feature],
@@ -66,7 +65,7 @@ def select_random_chunk(
     return choose(dataset.filter(lambda example: tf.size(example[feature_key]) > 0))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def reduce_concat_tokens(
     dataset: tf.data.Dataset, feature_key: str = "targets", batch_size: int = 128, **unused_kwargs
 ) -> tf.data.Dataset:
@@ -83,7 +82,7 @@ def reduce_concat_tokens(
     return groups.map(join, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def split_tokens(
     dataset: tf.data.Dataset,
     min_tokens_per_segment: int | None = None,
@@ -116,28 +115,28 @@ def split_tokens(
     return rows.apart(cut(dataset))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def split_tokens_to_inputs_length(dataset, sequence_length, output_features, **kwargs) -> tf.data.Dataset:
     """`split_tokens` to the length of `inputs`, less one where EOS will be added."""
     length = length_without_eos("inputs", sequence_length, output_features)
     return split_tokens(dataset, max_tokens_per_segment=length, **kwargs)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def split_tokens_to_targets_length(dataset, sequence_length, output_features, **kwargs) -> tf.data.Dataset:
     """`split_tokens` to the length of `targets`, less one where EOS will be added."""
     length = length_without_eos("targets", sequence_length, output_features)
     return split_tokens(dataset, max_tokens_per_segment=length, **kwargs)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def split_tokens_to_random_length(dataset, sequence_length, output_features, **kwargs) -> tf.data.Dataset:
     """`split_tokens` to lengths from 8 to that of `inputs` (less EOS), one for each document, log-uniform."""
     length = length_without_eos("inputs", sequence_length, output_features)
     return split_tokens(dataset, min_tokens_per_segment=8, max_tokens_per_segment=length, **kwargs)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def concatenate_and_split_to_fixed_length(
     dataset: tf.data.Dataset, sequence_length, output_features, feature_key: str = "targets", **unused_kwargs
 ) -> tf.data.Dataset:
@@ -146,7 +145,7 @@ def concatenate_and_split_to_fixed_length(
     return only(dataset, feature_key).unbatch().batch(length)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def filter_by_string_length(
     dataset: tf.data.Dataset, feature_key: str = "targets", min_length: int = 1, max_length: int = 1000000,
     **unused_kwargs

@@ -5,21 +5,20 @@ many segments at once; so is the result then. Names say what becomes of noise, o
 the last ids of the vocabulary: `<extra_id_0>` is the highest.
 """
 
-import gin
 import seqio
 import tensorflow as tf
 
 from t5x_lite.errors import UserError
 from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives.names import configurable
 
-_GIN_MODULE = "t5x_lite.tasks.preprocessors"
 _RESERVED = 3  # padding, EOS and unknown
 
 
 # Sentinels ---------------------------------------------------------------------------------------------------------
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def sentinel_id(vocabulary: seqio.Vocabulary, return_value: int | None = None) -> int:
     """Id of the first sentinel, the highest of the vocabulary (`return_value` overrides it); later ones count down."""
     return vocabulary.vocab_size - 1 if return_value is None else return_value
@@ -35,7 +34,7 @@ def sentinel_count(vocabulary: seqio.Vocabulary) -> int:
     return count
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def noise_token_to_sentinel(tokens, noise_mask, vocabulary, seeds):
     """Every noise token becomes the first sentinel, the same for all: as long as before."""
@@ -43,7 +42,7 @@ def noise_token_to_sentinel(tokens, noise_mask, vocabulary, seeds):
     return tokens.with_values(tf.where(noise_mask.values, sentinel_id(vocabulary), tokens.values))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def noise_span_to_sentinel(tokens, noise_mask, vocabulary, seeds):
     """Every run of noise becomes the first sentinel, the same for all."""
@@ -53,14 +52,14 @@ def noise_span_to_sentinel(tokens, noise_mask, vocabulary, seeds):
     return rows.keep(tokens.with_values(values), tf.logical_not(rest))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def nonnoise_span_to_sentinel(tokens, noise_mask, vocabulary, seeds):
     """Every run of text becomes the first sentinel, the same for all."""
     return noise_span_to_sentinel(tokens, _not(noise_mask), vocabulary, seeds)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def noise_span_to_unique_sentinel(tokens, noise_mask, vocabulary, seeds, overflow: bool = False):
     """Every run of noise becomes one sentinel, the first run the highest id and each later run one less.
@@ -75,7 +74,7 @@ def noise_span_to_unique_sentinel(tokens, noise_mask, vocabulary, seeds, overflo
     return rows.keep(tokens.with_values(values), tf.logical_not(rest))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def nonnoise_span_to_unique_sentinel(tokens, noise_mask, vocabulary, seeds, overflow: bool = False):
     """Every run of text becomes one sentinel: the paper's targets to go with `noise_span_to_unique_sentinel`.
@@ -87,7 +86,7 @@ def nonnoise_span_to_unique_sentinel(tokens, noise_mask, vocabulary, seeds, over
     return noise_span_to_unique_sentinel(tokens, _not(noise_mask), vocabulary, seeds, overflow=overflow)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def noise_span_after_unique_sentinel(tokens, noise_mask, vocabulary, seeds, overflow: bool = False):
     """Every run of noise, after the sentinel that stands for it in `noise_span_to_unique_sentinel`. Not in T5.
@@ -138,7 +137,7 @@ def _not(noise_mask: tf.RaggedTensor) -> tf.RaggedTensor:
 # Dropped -----------------------------------------------------------------------------------------------------------
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def drop_noise_tokens(tokens, noise_mask, vocabulary, seeds):
     """The text alone."""
@@ -146,7 +145,7 @@ def drop_noise_tokens(tokens, noise_mask, vocabulary, seeds):
     return rows.keep(tokens, tf.logical_not(noise_mask.values))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def drop_nonnoise_tokens(tokens, noise_mask, vocabulary, seeds):
     """The noise alone."""
@@ -157,7 +156,7 @@ def drop_nonnoise_tokens(tokens, noise_mask, vocabulary, seeds):
 # Other tokens, as many as before -----------------------------------------------------------------------------------
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def permute_noise_tokens(tokens, noise_mask, vocabulary, seeds):
     """Noise tokens change places among themselves, every order of a segment's noise alike."""
@@ -170,7 +169,7 @@ def permute_noise_tokens(tokens, noise_mask, vocabulary, seeds):
     return tokens.with_values(tf.tensor_scatter_nd_update(tokens.values, places, tf.gather(values, order)))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def noise_token_to_gathered_token(tokens, noise_mask, vocabulary, seeds):
     """Every noise token becomes a token from a uniformly drawn place of its segment."""
@@ -180,7 +179,7 @@ def noise_token_to_gathered_token(tokens, noise_mask, vocabulary, seeds):
     return tokens.with_values(tf.where(noise_mask.values, other, tokens.values))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def noise_token_to_random_token(tokens, noise_mask, vocabulary, seeds, num_reserved_tokens: int = _RESERVED):
     """Every noise token becomes any id from `num_reserved_tokens` on, sentinels among them, as in T5."""
@@ -190,7 +189,7 @@ def noise_token_to_random_token(tokens, noise_mask, vocabulary, seeds, num_reser
     return tokens.with_values(tf.where(noise_mask.values, draws, values))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def noise_token_to_random_token_or_sentinel(tokens, noise_mask, vocabulary, seeds, random_prob: float = 0.1):
     """Every noise token becomes, with `random_prob`, any id and else the first sentinel: T5's BERT-style inputs."""
@@ -198,7 +197,7 @@ def noise_token_to_random_token_or_sentinel(tokens, noise_mask, vocabulary, seed
         tokens, noise_mask, vocabulary, seeds, sentinel_prob=1 - random_prob, random_prob=random_prob)
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.fill_of_rows
 def bert_noise_tokens(
     tokens, noise_mask, vocabulary, seeds, sentinel_prob: float = 0.8, random_prob: float = 0.1

@@ -5,15 +5,13 @@ then the mask is a ragged bool [r, (length)], and `noise_density` may be float32
 int32 [k, 2]: the same seeds give the same mask.
 """
 
-import gin
 import tensorflow as tf
 
 from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives.names import configurable
 
-_GIN_MODULE = "t5x_lite.tasks.preprocessors"
 
-
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.mask_of_rows
 def iid_noise_mask(length, noise_density: float, seeds):
     """Every token by itself with probability `noise_density`."""
@@ -23,7 +21,7 @@ def iid_noise_mask(length, noise_density: float, seeds):
     return empty.with_values(draws < rows.of(empty, density))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.mask_of_rows
 def regular_noise_mask(length, noise_density: float, seeds, min_span_length: int = 1, max_span_length: int = 5):
     """Spans of one length at one distance: the length is drawn for each segment, uniform between the two bounds.
@@ -39,7 +37,7 @@ def regular_noise_mask(length, noise_density: float, seeds, min_span_length: int
     return empty.with_values(place < rows.of(empty, span))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.mask_of_rows
 def random_prefix_noise_mask(length, noise_density: float, seeds):
     """The first tokens, at least one; of more than one token the last never. For one half, every such split alike.
@@ -59,7 +57,7 @@ def random_prefix_noise_mask(length, noise_density: float, seeds):
     return empty.with_values(rows.positions(empty) < rows.of(empty, prefix))
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @rows.mask_of_rows
 def random_spans_noise_mask(
     length, noise_density: float, seeds, mean_noise_span_length: float = 3.0, random_roll: bool = False

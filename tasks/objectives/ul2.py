@@ -7,7 +7,6 @@ paper leaves the shares of the denoisers open; here every one is as likely as th
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-import gin
 import seqio
 import tensorflow as tf
 
@@ -18,11 +17,10 @@ from t5x_lite.tasks.objectives import documents
 from t5x_lite.tasks.objectives import fills
 from t5x_lite.tasks.objectives import masks
 from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives.names import configurable
 
-_GIN_MODULE = "t5x_lite.tasks.preprocessors"
 
-
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
     """One of the mixture.
@@ -52,7 +50,7 @@ DENOISERS = (
 )
 
 
-@gin.configurable(module=_GIN_MODULE)
+@configurable
 def ul2(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int],
