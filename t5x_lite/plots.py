@@ -75,13 +75,9 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
     Raises:
       UserError: no run holds a loss.
     """
-    # The canvas is made by hand: pyplot would choose a window system and keep every figure alive.
     from matplotlib import ticker
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 5.5)
     axes = figure.add_subplot()
     shown, lengths = [], []
     for number, (label, model_dir) in enumerate(runs.items()):
@@ -128,6 +124,22 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
     axes.grid(True, which="both", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
+    save(figure, path)
+
+
+def new_figure(width: float, height: float):
+    """An empty matplotlib Figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    # The canvas is made by hand: pyplot would choose a window system and keep every figure alive.
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure, path) -> None:
+    """Writes a figure in the format that the path's ending says, PNG where it has none."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

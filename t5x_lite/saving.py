@@ -19,7 +19,7 @@ class Keep:
       last: the newest ones, so many; None for all.
       every: those of the steps that it divides.
       best: so many of those with the best `metric`.
-      metric: as evaluations name it, `eval/pydocs_library/accuracy`; one that ends in `loss` is best where it is
+      metric: as evaluations name it, `eval/pydocs_library/accuracy`; a loss or perplexity is best where it is
         lowest. Only checkpoints of steps that were evaluated take part.
 
     Raises:
@@ -52,7 +52,8 @@ class Keep:
 
 
 def is_better_lower(metric: str | None) -> bool:
-    return bool(metric) and metric.endswith("loss")
+    """By its name: a loss, or a perplexity."""
+    return bool(metric) and metric.endswith(("loss", "perplexity"))
 
 
 @gin.configurable(module="t5x_lite")

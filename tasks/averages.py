@@ -8,15 +8,12 @@ same: eight of GLUE, without WNLI and AX, and eight of SuperGLUE.
 Source: Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), sections 2.3 and 3.1.3.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Mapping
 
-from etils import epath
-
+from t5x_lite import plots
 from t5x_lite.errors import UserError
-from t5x_lite.monitor.writers import metrics_files
 
 # Benchmark task -> the (task, metric) pairs that it is the mean of.
 GLUE = {
@@ -60,13 +57,12 @@ def of_run(model_dir: str) -> dict[int, dict[str, float]]:
       UserError: no such step; the message names the tasks that the last evaluation lacks.
     """
     steps: dict[int, dict[tuple[str, str], float]] = {}
-    for file in metrics_files(epath.Path(model_dir)):
-        for line in file.read_text().splitlines():
-            record = json.loads(line)
-            where, _, name = record["name"].partition("/")
-            task, _, metric = name.partition("/")
-            if where == "eval":
-                steps.setdefault(record["step"], {})[task.replace("_1_sentinel", ""), metric] = float(record["value"])
+    for name, (at, values) in plots.read_metrics(model_dir).items():
+        where, _, name = name.partition("/")
+        task, _, metric = name.partition("/")
+        if where == "eval":
+            for step, value in zip(at.tolist(), values.tolist(), strict=True):
+                steps.setdefault(step, {})[task.replace("_1_sentinel", ""), metric] = value
     averages: dict[int, dict[str, float]] = {}
     lacking: dict[str, list[str]] = {}
     for step, scores in sorted(steps.items()):

@@ -8,7 +8,7 @@ import gin
 import jax
 from etils import epath
 
-from t5x_lite import checkpoints, configuration, ensembles, monitor
+from t5x_lite import checkpoints, configuration, ensembles, monitor, run_folder
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
 from t5x_lite.partitioning import MeshConfig
@@ -62,7 +62,7 @@ def evaluate(
     folder = epath.Path(output_dir or folders[0])
     if main and output_dir and not dry_run:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.gin").write_text(configuration.operative_config("eval"))
+        run_folder.write_whole(folder / "config.gin", configuration.operative_config("eval"))
     with monitor.MetricsWriter(str(folder), enabled=main and not dry_run) as writer:
         for paths in chosen:
             model, params, metas = ensembles.load(paths, partitioner)

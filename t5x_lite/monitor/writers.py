@@ -19,6 +19,8 @@ from typing import Any
 
 from etils import epath
 
+from t5x_lite.run_folder import write_whole
+
 METRICS_FILE = "metrics.jsonl"
 _PART = re.compile(r"metrics-(\d+)\.jsonl")
 
@@ -65,10 +67,7 @@ def _keep_lines(path: epath.Path, keep: Callable[[int, str], bool]) -> None:
     if not new:
         path.unlink()
         return
-    # Written beside and moved into place: a crash here leaves the old file or the new one, never half of one.
-    beside = path.parent / f".{path.name}.{os.getpid()}"
-    beside.write_text(new)
-    beside.replace(path)
+    write_whole(path, new)
 
 
 class MetricsWriter:

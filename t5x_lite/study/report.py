@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import monitor
+from t5x_lite import monitor, plots
 from t5x_lite.study.experiments import Cell, Experiment
 from t5x_lite.study.scores import mean_and_sd
 
@@ -51,13 +51,8 @@ its metrics.
 
 def draw(experiment: Experiment, cells: Sequence[Cell], path: epath.Path) -> None:
     """A panel for each metric: mean and standard deviation of each row, and each seed as a point."""
-    # The canvas is made by hand: pyplot would choose a window system and keep every figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     count = len(experiment.metrics)
-    figure = Figure(figsize=(4.5 * count, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.new_figure(4.5 * count, 4)
     labels = list(experiment.rows)
     for axes, heading in zip(np.atleast_1d(figure.subplots(1, count)), experiment.metrics):
         for number, label in enumerate(labels):
@@ -80,5 +75,4 @@ def draw(experiment: Experiment, cells: Sequence[Cell], path: epath.Path) -> Non
             axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
     if experiment.vary:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(labels), frameon=False)
-    with path.open("wb") as file:
-        figure.savefig(file, format="png")
+    plots.save(figure, path)

@@ -11,10 +11,9 @@ from etils import epath
 
 from t5x_lite import gin_files, monitor, plots
 from t5x_lite.errors import UserError, did_you_mean, nearest
+from t5x_lite.saving import is_better_lower
 
 FILE = "study/rows.csv"  # beside the gin files; which tables, settings and scores the paper gives each row
-# A metric that is lower where a model is better.
-_FALLING = re.compile(r"/(loss|perplexity)$")
 
 
 @gin.configurable(module="t5x_lite")
@@ -126,7 +125,7 @@ def best_step(run, parts) -> int:
     if not series:
         raise UserError(f"{run} has none of the metrics {', '.join('/'.join(part) for part in parts)} to choose a "
                         "checkpoint by")
-    mean = np.mean([values if _rises(part[0]) else -values for part, _, values in series], axis=0)
+    mean = np.mean([-values if is_better_lower(part[0]) else values for part, _, values in series], axis=0)
     return int(series[0][1][np.argmax(mean)])
 
 
@@ -138,12 +137,8 @@ def _values(metrics, part: tuple[str, ...]):
     return metrics[names[0]][0], np.mean([metrics[name][1] for name in names], axis=0)
 
 
-def _rises(metric: str) -> bool:
-    return not _FALLING.search(metric)
-
-
 def _best(metric: str, values: np.ndarray) -> int:
-    return int(np.argmax(values) if _rises(metric) else np.argmin(values))
+    return int(np.argmin(values) if is_better_lower(metric) else np.argmax(values))
 
 
 def column_values(found: Sequence[Found], row: str, ensemble: bool, columns: Columns, column: str) -> list[float]:
