@@ -4,6 +4,8 @@ Every parameter is an `nnx.Param` that carries `axes`, the logical names of its 
 (semantics after Raffel et al. 2020, section 2.1, and T5X's reference model for names and initial values).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -28,6 +30,33 @@ def at_least_float32(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def product(x: jax.Array, kernel: jax.Array, out_dtype=None) -> jax.Array:
+    """x [..., d] @ kernel [d, f], both of one dtype, as `out_dtype` or their own."""
+    if out_dtype is None or out_dtype == x.dtype:
+        return jnp.matmul(x, kernel)
+    return _wide_product(x, kernel, out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _wide_product(x, kernel, out_dtype):
+    return jnp.matmul(x, kernel, preferred_element_type=out_dtype)
+
+
+def _wide_product_forward(x, kernel, out_dtype):
+    return _wide_product(x, kernel, out_dtype), (x, kernel)
+
+
+def _wide_product_backward(out_dtype, saved, gradient):
+    """The products of the gradient are of the operands' dtype, as all others: in float32 they would take a GPU four
+    times as long, with everything on both sides of them rounded all the same."""
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    return jnp.matmul(gradient, kernel.T), jnp.einsum("...d,...f->df", x, gradient)
+
+
+_wide_product.defvjp(_wide_product_forward, _wide_product_backward)
+
+
 class RMSNorm(nnx.Module):
     """x * rsqrt(mean(x^2) + 1e-6) * scale, in float32 at least (Zhang & Sennrich 2019)."""
 
@@ -49,8 +78,7 @@ class Dense(nnx.Module):
         self.kernel = parameter(rngs, initializer, shape, axes, config.param_dtype)
 
     def __call__(self, x: jax.Array, out_dtype=None) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
-        return jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=out_dtype)
+        return product(x.astype(self.dtype), self.kernel[...].astype(self.dtype), out_dtype)
 
 
 class Embedding(nnx.Module):
@@ -73,7 +101,7 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array, out_dtype) -> jax.Array:
         """Logits of the tied head: x [..., d] against every embedding -> [..., v]."""
-        return jnp.matmul(x.astype(self.dtype), self._table().T, preferred_element_type=out_dtype)
+        return product(x.astype(self.dtype), self._table().T, out_dtype)
 
 
 class MLP(nnx.Module):
