@@ -103,7 +103,7 @@ def beam_search(model, params, encoder_input_tokens: jax.Array, max_length: int,
     """
     b, k = encoder_input_tokens.shape[0], num_beams
     rule = RULES[rule](length_penalty, max_length)
-    model = incremental.of(model, params)
+    model, params = incremental.prepared(model, params)
     start = incremental.start(model, params, encoder_input_tokens, max_length, k, decoder_prefix)
     forced, fillers = start.forced, start.fillers
     given = jnp.sum(forced > 0, axis=1, keepdims=True)

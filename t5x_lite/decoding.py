@@ -84,7 +84,7 @@ def decode(model, params, encoder_input_tokens: jax.Array, max_length: int, eos_
       UserError: the prefix is longer than `max_length`.
     """
     b, n = encoder_input_tokens.shape[0], num_return_sequences
-    model = incremental.of(model, params)
+    model, params = incremental.prepared(model, params)
     if row_ids is None:
         row_ids = jnp.arange(b, dtype=jnp.int32)
     row_ids, numbers = jnp.repeat(row_ids, n), jnp.tile(jnp.arange(n, dtype=jnp.int32), b)
@@ -157,7 +157,7 @@ def rank(model, params, encoder_input_tokens: jax.Array, choices: jax.Array) -> 
     b = encoder_input_tokens.shape[0]
     choices = jnp.broadcast_to(choices, (b, *choices.shape[-2:]))
     _, c, t = choices.shape
-    model = incremental.of(model, params)
+    model, params = incremental.prepared(model, params)
     start = incremental.start(model, params, encoder_input_tokens, t, c)
     targets = choices.reshape(b * c, t)
 

@@ -29,6 +29,10 @@ class Ensemble:
     def __eq__(self, other):
         return isinstance(other, Ensemble) and self.model == other.model
 
+    @property
+    def config(self):
+        return self.model.config
+
     def arranged(self, batch):
         return self.model.arranged(batch)
 
@@ -61,6 +65,14 @@ def _mean(logits: list[jax.Array]) -> jax.Array:
 def of(model, params):
     """The model, or where `params` is a list or tuple of parameter trees the ensemble of them."""
     return Ensemble(model) if isinstance(params, (list, tuple)) else model
+
+
+def prepared(model, params):
+    """`of`, and the parameters in the dtype that the model computes in: read once for each token, they are rounded once,
+    not each time."""
+    model = of(model, params)
+    dtype = jnp.dtype(model.config.dtype)
+    return model, jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 class Start(NamedTuple):

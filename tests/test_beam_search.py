@@ -119,7 +119,7 @@ class Counting:
     """The model, which notes the positions that it was asked for."""
 
     def __init__(self, model):
-        self.model, self.calls = model, []
+        self.model, self.config, self.calls = model, model.config, []
         self.encode, self.init_cache, self.first_tokens = model.encode, model.init_cache, model.first_tokens
 
     def decode_step(self, params, cache, tokens, index):

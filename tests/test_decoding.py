@@ -122,7 +122,7 @@ def counted_steps(model, params, inputs, max_length, eos_id):
     calls = []
 
     class Counting:
-        encode, init_cache, first_tokens = model.encode, model.init_cache, model.first_tokens
+        config, encode, init_cache, first_tokens = model.config, model.encode, model.init_cache, model.first_tokens
 
         def decode_step(self, params, cache, tokens, index):
             jax.debug.callback(lambda i: calls.append(int(i)), index)

@@ -153,7 +153,7 @@ class Watching:
     """The model, which notes how many rows it encoded."""
 
     def __init__(self):
-        self.encoded, self.init_cache = [], MODEL.init_cache
+        self.config, self.encoded, self.init_cache = MODEL.config, [], MODEL.init_cache
         self.decode_step, self.first_tokens = MODEL.decode_step, MODEL.first_tokens
 
     def encode(self, params, tokens):
