@@ -47,7 +47,7 @@ def load(paths: Sequence[str], partitioner) -> tuple[Any, Any, list[dict[str, An
                             "be averaged")
         ours, first = model.config.to_dict(), models[0].config.to_dict()
         # What has no say in inference may differ.
-        differ = [key for key in first if ours[key] != first[key] and key not in ("dropout_rate", "remat")]
+        differ = [key for key in first if ours[key] != first[key] and key not in ("dropout_rate", "remat", "attention")]
         if differ:
             raise UserError(f"{path} has another T5Config.{differ[0]} ({ours[differ[0]]!r}) than {paths[0]} "
                             f"({first[differ[0]]!r}): only checkpoints of one configuration can be averaged")

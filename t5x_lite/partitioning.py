@@ -108,6 +108,11 @@ class Partitioner:
     def batch_shards(self) -> int:
         return math.prod(self.mesh.shape[axis] for axis in _as_tuple(self.rules["batch"]))
 
+    def divides(self, shape: tuple[int, ...], spec: PartitionSpec) -> bool:
+        """Whether each of the axes is cut into equal parts."""
+        parts = (math.prod(self.mesh.shape[axis] for axis in _as_tuple(axes)) for axes in spec)
+        return not any(n % p for n, p in zip(shape, parts, strict=False))
+
     def tree(self, abstract: Any, logical_axes: Any) -> Any:
         """NamedSharding for each leaf; both trees have the same structure, axes being tuples of names.
 
@@ -165,6 +170,35 @@ def by_rows(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
         return function(x)
     spec = partitioner.spec(("batch",))
     return jax.shard_map(function, mesh=partitioner.mesh, in_specs=spec, out_specs=spec)(x)
+
+
+def by_axes(function: Callable, in_axes, out_axes, summed: int | None = None) -> Callable:
+    """function, run by every device on its own part of the arguments: for kernels, which XLA cannot take apart.
+
+    Args:
+      in_axes, out_axes: logical names of the axes of each argument and each result.
+      summed: results from this one on are sums over the rows of the batch, and are added up over the devices.
+
+    Returns:
+      The function; where the devices do not divide an argument, each of them works on all of it.
+    """
+    partitioner = _active.get()
+    if partitioner is None or partitioner.mesh.devices.size == 1:
+        return function
+    rows = _as_tuple(partitioner.rules["batch"])
+
+    def local(*arguments):
+        results = function(*arguments)
+        return results if summed is None else (*results[:summed], *jax.lax.psum(results[summed:], rows))
+
+    in_specs, out_specs = (tuple(map(partitioner.spec, axes)) for axes in (in_axes, out_axes))
+    shared = jax.shard_map(local, mesh=partitioner.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def run(*arguments):
+        fits = all(partitioner.divides(x.shape, spec) for x, spec in zip(arguments, in_specs, strict=True))
+        return (shared if fits else function)(*arguments)
+
+    return run
 
 
 def optimizer_state_axes(abstract_state: Any, abstract_params: Any, logical_axes: Any) -> Any:

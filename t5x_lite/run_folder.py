@@ -14,7 +14,7 @@ from t5x_lite.errors import UserError
 
 LOCK_FILE = "lock"
 # How a model computes, not what: these may change from one start of a run to the next.
-_FREE_OF_MODEL = ("dropout_rate", "dtype", "remat", "scan_unroll")
+_FREE_OF_MODEL = ("dropout_rate", "dtype", "remat", "scan_unroll", "attention")
 _FREE_OF_DATA = ("task_modules",)
 
 

@@ -182,6 +182,7 @@ def test_configuration():
         "vocab_size": 128, "emb_dim": 32, "num_heads": 4, "head_dim": 6, "mlp_dim": 64, "num_encoder_layers": 2,
         "num_decoder_layers": 3, "mlp_activations": ["gelu", "linear"], "logits_via_embedding": False,
         "dropout_rate": 0.1, "dtype": "float32", "param_dtype": "float32", "scan_layers": True, "remat": "none",
+        "attention": "auto",
         "relpos_buckets": 32, "relpos_max_distance": 128, "architecture": "encoder_decoder", "shared_stacks": False,
         "relpos_per_layer": False, "scan_unroll": 1,
     }

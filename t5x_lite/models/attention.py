@@ -1,4 +1,4 @@
-"""Multi-head attention with T5's relative position bias, and the masks that say who may look at whom."""
+"""Multi-head attention with T5's relative position bias."""
 
 import math
 
@@ -9,10 +9,24 @@ from flax import nnx
 
 from t5x_lite.models.config import T5Config
 from t5x_lite.models.layers import Dense, at_least_float32, dropout, parameter
+from t5x_lite.models.masks import Mask
 from t5x_lite.partitioning import constrain
 
 # Finite, so that a row whose every key is masked (padding) gives numbers that nobody reads, not NaN.
 MASKED = -1e9
+
+
+def in_tiles(config: T5Config) -> bool:
+    """Whether training runs the kernels of flash_attention.py, which make no arrays [b, h, q, m]."""
+    if config.attention == "auto":
+        half = config.dtype in ("bfloat16", "float16")
+        return half and config.attention_fits_tiles and jax.default_backend() == "gpu"
+    return config.attention == "tiles"
+
+
+def seen(config: T5Config, mask: Mask | jax.Array, q: int, m: int) -> Mask | jax.Array:
+    """The mask as `Attention.attend` takes it; made once, for all layers of a stack."""
+    return mask.array(q, m) if isinstance(mask, Mask) and not in_tiles(config) else mask
 
 
 class Attention(nnx.Module):
@@ -51,19 +65,30 @@ class Attention(nnx.Module):
         """queries [b, h, q, k], keys and values [b, h, m, k] -> [b, q, d].
 
         Args:
-          mask: bool, broadcastable to [b, h, q, m]; False where a query may not look.
-          bias: [h, q, m], [b, h, q, m] or None, added before the softmax.
+          mask: bool, broadcastable to [b, h, q, m], False where a query may not look; or a `Mask`, for the kernels that
+            make no such array.
+          bias: added before the softmax, [h, q, m], [b, h, q, m] or None; rounded to the queries' dtype, as T5X's.
+          dropout_keys: [b], for dropout of the weights. T5's drops a key for all queries alike, so it is the key's
+            values that are dropped here.
         """
-        scores = jnp.einsum("bhqk,bhmk->bhqm", queries, keys, preferred_element_type=at_least_float32(queries.dtype))
-        if bias is not None:
-            scores = scores + bias.astype(scores.dtype)
-        scores = jnp.where(mask, scores, jnp.asarray(MASKED, scores.dtype))
-        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-        weights = dropout(weights, self.dropout_rate, dropout_keys)
-        mixed = jnp.einsum("bhqm,bhmk->bqhk", weights, values)
+        values = dropout(values.swapaxes(2, 3), self.dropout_rate, dropout_keys).swapaxes(2, 3)
+        mixed = self._mixed(queries, keys, values, mask, bias)
         mixed = constrain(mixed, "batch", "length", "heads", "kv")
         b, q = mixed.shape[:2]
         return self.out(mixed.reshape(b, q, self.num_heads * self.head_dim))
+
+    def _mixed(self, queries, keys, values, mask, bias) -> jax.Array:
+        """[b, q, h, k]."""
+        if isinstance(mask, Mask):
+            from t5x_lite.models import flash_attention  # Pallas, which only GPUs need, takes a while to import
+
+            return flash_attention.attend(queries, keys, values, bias, mask)
+        scores = jnp.einsum("bhqk,bhmk->bhqm", queries, keys, preferred_element_type=at_least_float32(queries.dtype))
+        if bias is not None:
+            scores = scores + bias.astype(queries.dtype).astype(scores.dtype)
+        scores = jnp.where(mask, scores, jnp.asarray(MASKED, scores.dtype))
+        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        return jnp.einsum("bhqm,bhmk->bqhk", weights, values)
 
     def __call__(self, x: jax.Array, memory: jax.Array, mask, bias, dropout_keys) -> jax.Array:
         keys, values = self.keys_and_values(memory)
@@ -94,12 +119,12 @@ class RelativePositionBias(nnx.Module):
 
     def __call__(self, q: int, m: int, bidirectional: bool) -> jax.Array:
         """Bias [h, q, m]."""
-        return _toeplitz(self.by_offset(q, m, bidirectional), q, m)
+        return toeplitz(self.by_offset(q, m, bidirectional), q, m)
 
     def rows(self, index: jax.Array, q: int, m: int, bidirectional: bool) -> jax.Array:
         """Bias [h, q, m] of the q queries from `index` (int32 scalar) on against m cached positions."""
         by_offset = self.by_offset(m, m, bidirectional)
-        return _toeplitz(jax.lax.dynamic_slice_in_dim(by_offset, m - q - index, m + q - 1, axis=1), q, m)
+        return toeplitz(jax.lax.dynamic_slice_in_dim(by_offset, m - q - index, m + q - 1, axis=1), q, m)
 
     def between(self, queries: jax.Array, keys: jax.Array, longest: int, bidirectional: bool) -> jax.Array:
         """Bias [b, h, q, m] of queries at positions [b, q] against keys at positions [b, m], all < longest."""
@@ -108,7 +133,7 @@ class RelativePositionBias(nnx.Module):
         return jnp.take(bias, offsets + longest - 1, axis=1).transpose(1, 0, 2, 3)
 
 
-def _toeplitz(by_offset: jax.Array, q: int, m: int) -> jax.Array:
+def toeplitz(by_offset: jax.Array, q: int, m: int) -> jax.Array:
     """out[h, i, j] = by_offset[h, j - i + q - 1], by repeating and reshaping so that no gather is needed.
 
     With rows of n + 1 laid end to end and cut again into rows of n, each row starts one place further left.
@@ -141,23 +166,3 @@ def relative_position_bucket(
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.float32(math.log(max_distance / exact))
     far = exact + (ratio * (buckets - exact)).astype(np.int32)
     return (first + np.where(distance < exact, distance, np.minimum(far, buckets - 1))).astype(np.int32)
-
-
-def padding_mask(tokens: jax.Array) -> jax.Array:
-    """[b, m] tokens -> [b, 1, 1, m], False at padding (id 0)."""
-    return (tokens > 0)[:, None, None, :]
-
-
-def causal_mask(t: int) -> jax.Array:
-    return jnp.tril(jnp.ones((t, t), bool))[None, None]
-
-
-def segment_mask(query_segments: jax.Array | None, key_segments: jax.Array | None) -> jax.Array | None:
-    """[b, q], [b, m] -> [b, 1, q, m], True within a packed example; None when the batch is not packed."""
-    if query_segments is None or key_segments is None:
-        return None
-    return (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
-
-
-def both(mask: jax.Array, other: jax.Array | None) -> jax.Array:
-    return mask if other is None else mask & other

@@ -11,6 +11,7 @@ from t5x_lite.models import finetuning_config
 ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 REMAT_POLICIES = ("none", "minimal", "full")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+ATTENTIONS = ("auto", "arrays", "tiles")
 ARCHITECTURES = ("encoder_decoder", "prefix_lm", "causal_lm")
 
 
@@ -42,6 +43,9 @@ class T5Config:
       scan_unroll: layers in one turn of the scan. On CPUs XLA runs a loop's body on fewer threads than straight code, so
         that small models train faster with all layers in one.
       remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products) or "full".
+      attention: how training attends: "arrays" [b, h, q, m] of scores; "tiles" of them by kernels for GPUs, with less
+        memory and time (flash_attention.py; elsewhere interpreted, and slow); or "auto", tiles where a GPU computes in
+        16 bits. Both compute the same.
       relpos_buckets, relpos_max_distance: of the relative position bias.
       adapters, lora, ia3, prompt, bitfit: what parameter-efficient finetuning adds, or None (finetuning_config.py).
 
@@ -64,6 +68,7 @@ class T5Config:
     scan_layers: bool = True
     scan_unroll: int = 1
     remat: str = "none"
+    attention: str = "auto"
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     architecture: str = "encoder_decoder"
@@ -89,6 +94,10 @@ class T5Config:
         if len(self.mlp_activations) not in (1, 2):
             raise UserError("T5Config.mlp_activations takes one name, or two for a gated block")
         _one_of("remat", self.remat, REMAT_POLICIES)
+        _one_of("attention", self.attention, ATTENTIONS)
+        if self.attention == "tiles" and not self.attention_fits_tiles:
+            raise UserError('T5Config.attention = "tiles" needs a head_dim of 16, 32, 64 or 128, not '
+                            f'{self.head_dim}; set T5Config.attention = "arrays"')
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("param_dtype", self.param_dtype, DTYPES)
         _one_of("architecture", self.architecture, ARCHITECTURES)
@@ -101,6 +110,10 @@ class T5Config:
         if self.is_language_model and self.prompt is not None:
             raise UserError("T5Config.prompt stands before an encoder's input: a language model has none")
         finetuning_config.check(vars(self))
+
+    @property
+    def attention_fits_tiles(self) -> bool:
+        return self.head_dim in (16, 32, 64, 128)
 
     @property
     def is_language_model(self) -> bool:

@@ -10,6 +10,7 @@ from t5x_lite.models import attention as att
 from t5x_lite.models.config import T5Config
 from t5x_lite.models.finetuning import Prompt, adapted, extend
 from t5x_lite.models.layers import MLP, Dense, Embedding, RMSNorm, at_least_float32, dropout, fold
+from t5x_lite.models.masks import Mask, of_segments
 from t5x_lite.models.stack import Stack
 from t5x_lite.partitioning import constrain
 
@@ -112,9 +113,10 @@ class Encoder(Stack):
         self.encoder_norm = RMSNorm(config, rngs=rngs)
 
     def __call__(self, x, mask, keys):
-        """x [b, s, d], mask broadcastable to [b, h, s, s] -> [b, s, d]."""
-        keys = fold(keys, ENCODER)
-        bias = layer_bias(self, lambda table: table(x.shape[1], x.shape[1], bidirectional=True))
+        """x [b, s, d], mask of s queries and s keys -> [b, s, d]."""
+        keys, s = fold(keys, ENCODER), x.shape[1]
+        mask = att.seen(self.config, mask, s, s)
+        bias = layer_bias(self, lambda table: table(s, s, bidirectional=True))
         x = dropout(x, self.rate, fold(keys, STACK_IN))
 
         def call(layer, x, i, _):
@@ -146,11 +148,15 @@ class Decoder(Stack):
         """x [b, t, d] -> [b, t, d], normalised, before the output head.
 
         Args:
+          self_mask, cross_mask: a `Mask`, or bool, broadcastable to [b, h, t, t] or [b, h, t, s].
           encoded: [b, s, d] for the cross-attention; None leaves it out.
           as_encoder: the encoder's pass where both stacks are one.
         """
         keys = fold(keys, ENCODER if as_encoder else DECODER)
         n, bidirectional = x.shape[1], as_encoder or self.bidirectional
+        self_mask = att.seen(self.config, self_mask, n, n)
+        if encoded is not None:
+            cross_mask = att.seen(self.config, cross_mask, n, encoded.shape[1])
         bias = layer_bias(self, lambda table: table(n, n, bidirectional))
         x = dropout(x, self.rate, fold(keys, STACK_IN))
 
@@ -230,18 +236,17 @@ class EncoderDecoder(Transformer):
 
         Nobody looks at padding, nor across packed examples.
         """
-        x, mask = self.embed(tokens), att.padding_mask(tokens)
+        x = self.embed(tokens)
         if self.prompt is not None:
-            x, mask = self.prompt.prepend(x, mask, segments)
-        mask = att.both(mask, att.segment_mask(segments, segments))
+            x = self.prompt.prepend(x, segments)
+        mask = Mask(self.real(tokens), of_segments(segments, segments))
         if self.encoder is None:
             return self.decoder(x, mask, keys, as_encoder=True)
         return self.encoder(x, mask, keys)
 
-    def memory_mask(self, tokens):
-        """tokens int32 [b, s] -> bool [b, 1, 1, m], True where the decoder may look in what `encode` made of them."""
-        mask = att.padding_mask(tokens)
-        return mask if self.prompt is None else self.prompt.extend_mask(mask)
+    def real(self, tokens):
+        """tokens int32 [b, s] -> bool [b, m], True where one may look in what `encode` makes of them."""
+        return tokens > 0 if self.prompt is None else self.prompt.extend(tokens > 0)
 
     def decode(self, encoded, batch, keys=None):
         """Hidden states [b, t, d] before the output head."""
@@ -249,9 +254,8 @@ class EncoderDecoder(Transformer):
         segments = batch.get("decoder_segment_ids")
         encoder_segments = batch.get("encoder_segment_ids")
         # Padding in the targets comes last, so the causal mask alone keeps it from every real position.
-        self_mask = att.both(att.causal_mask(tokens.shape[1]), att.segment_mask(segments, segments))
-        cross_mask = self.memory_mask(batch["encoder_input_tokens"])
-        cross_mask = att.both(cross_mask, att.segment_mask(segments, encoder_segments))
+        self_mask = Mask(segments=of_segments(segments, segments), causal=True)
+        cross_mask = Mask(self.real(batch["encoder_input_tokens"]), of_segments(segments, encoder_segments))
         return self.decoder(self.embed(tokens), self_mask, keys, encoded, cross_mask)
 
     def __call__(self, batch, keys=None):
@@ -261,7 +265,7 @@ class EncoderDecoder(Transformer):
     def init_cache(self, encoded, tokens, max_length: int):
         return {
             "cross": self.decoder.cross_keys_and_values(encoded),
-            "cross_mask": self.memory_mask(tokens),
+            "cross_mask": Mask(self.real(tokens)).array(1, encoded.shape[1]),
             "self": self.empty_cache(tokens.shape[0], max_length, encoded.dtype),
         }
 

@@ -91,8 +91,8 @@ class Prompt(nnx.Module):
         shape = (config.prompt.length, config.emb_dim)
         self.embedding = parameter(rngs, initializer, shape, ("prompt", "embed"), config.param_dtype)
 
-    def prepend(self, x: jax.Array, mask: jax.Array, segments: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """x [b, s, d] and mask bool [b, 1, 1, s] -> [b, p + s, d] and [b, 1, 1, p + s].
+    def prepend(self, x: jax.Array, segments: jax.Array | None) -> jax.Array:
+        """x [b, s, d] -> [b, p + s, d].
 
         Raises:
           UserError: packed rows, whose examples would have to share one prompt.
@@ -102,12 +102,11 @@ class Prompt(nnx.Module):
                             "out encoder_segment_ids")
         p, d = self.embedding[...].shape
         prompt = jnp.broadcast_to(self.embedding[...].astype(x.dtype), (x.shape[0], p, d))
-        return constrain(jnp.concatenate([prompt, x], axis=1), "batch", "length", "activation"), self.extend_mask(mask)
+        return constrain(jnp.concatenate([prompt, x], axis=1), "batch", "length", "activation")
 
-    def extend_mask(self, mask: jax.Array) -> jax.Array:
-        """bool [b, 1, 1, s] -> [b, 1, 1, p + s]."""
-        p = self.embedding[...].shape[0]
-        return jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (p, 0)), constant_values=True)
+    def extend(self, real: jax.Array) -> jax.Array:
+        """bool [b, s] -> [b, p + s], True at the prompt."""
+        return jnp.pad(real, ((0, 0), (self.embedding[...].shape[0], 0)), constant_values=True)
 
 
 def extend(layer: nnx.Module, config: T5Config, path: str, *, rngs: nnx.Rngs) -> nnx.Module:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from t5x_lite.errors import UserError
-from t5x_lite.models import attention as att
 from t5x_lite.models.config import T5Config
 from t5x_lite.models.encoder_decoder import Decoder, Transformer
 from t5x_lite.models.layers import Embedding
+from t5x_lite.models.masks import Mask, causal, of_segments
 
 
 class LanguageModel(Transformer):
@@ -27,12 +27,12 @@ class LanguageModel(Transformer):
 
     def __call__(self, batch, keys=None):
         tokens = batch["decoder_input_tokens"]
-        mask = att.causal_mask(tokens.shape[1])
+        n, segments = tokens.shape[1], batch.get("decoder_segment_ids")
+        mask = Mask(segments=of_segments(segments, segments), causal=True)
         inside = batch.get("decoder_causal_attention")
         if self.config.architecture == "prefix_lm" and inside is not None:
-            mask = mask | ((inside[:, None, :, None] > 0) & (inside[:, None, None, :] > 0))
-        segments = batch.get("decoder_segment_ids")
-        mask = att.both(mask, att.segment_mask(segments, segments))
+            prefix = (inside[:, None, :, None] > 0) & (inside[:, None, None, :] > 0)
+            mask = Mask(segments=mask.segments).array(n, n) & (causal(n, n) | prefix)
         return self.logits(self.decoder(self.embed(tokens), mask, keys))
 
     def init_cache(self, tokens, max_length: int):
@@ -47,7 +47,7 @@ class LanguageModel(Transformer):
         inside = jnp.arange(s + 1) <= lengths[:, None]
         mask = inside[:, None, None, :]
         if self.config.architecture == "causal_lm":
-            mask = mask & att.causal_mask(s + 1)
+            mask = mask & causal(s + 1, s + 1)
         room = self.empty_cache(tokens.shape[0], max_length, jnp.dtype(self.config.dtype))
         prefix = self.decoder.prefill(self.embed(shifted), mask)
         return {

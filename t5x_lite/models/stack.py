@@ -17,6 +17,7 @@ class Stack(nnx.Module):
     """`depth` layers made by `make_layer(rngs)`, as attribute `layers` (stacked) or `layers_0`, `layers_1`, …"""
 
     def __init__(self, make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, config: T5Config, *, rngs: nnx.Rngs):
+        self.config = config
         self.depth = depth
         self.scanned = config.scan_layers
         self.unroll = min(config.scan_unroll, depth)
