@@ -54,13 +54,21 @@ def convert(
     return converter(pack=packing, **arguments)(dataset, {name: lengths[name] for name in converter.TASK_FEATURES})
 
 
-def rows_of(dataset: tf.data.Dataset) -> Iterator[Row]:
-    """The model's rows in numpy, in one order whatever the threads do."""
+def steady(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """In one order whatever the threads do, and ending when it ends: the thread that tunes a pipeline sleeps longer and
+    longer, and an iterator that is done waits for it, up to 15 s after a minute."""
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+def rows_of(dataset: tf.data.Dataset) -> Iterator[Row]:
+    """The model's rows in numpy."""
+    options = tf.data.Options()
     options.threading.private_threadpool_size = 2
     # Handed over by the batch: the way into Python costs more than a row.
-    for rows in dataset.batch(ROWS_AT_ONCE).with_options(options).prefetch(2).as_numpy_iterator():
+    for rows in steady(dataset.batch(ROWS_AT_ONCE).with_options(options).prefetch(2)).as_numpy_iterator():
         for i in range(len(rows["decoder_target_tokens"])):
             yield {name: column[i] for name, column in rows.items()}
 

@@ -41,7 +41,7 @@ class EvaluationData:
         dataset = seqio_blocks.convert(dataset, lengths, packing=False, architecture=_architecture(inputs))
         if self._config.num_examples is not None:
             dataset = dataset.take(self._config.num_examples)
-        rows = list(dataset.as_numpy_iterator())
+        rows = list(seqio_blocks.steady(dataset).as_numpy_iterator())
         if not rows:
             raise UserError(f"{seqio_sources.plain_name(task.name)} has no examples in split {self._config.split!r}")
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -68,7 +68,8 @@ class EvaluationData:
 
         def predict(dataset, model_feature_shapes=None):
             del model_feature_shapes
-            indexed = [(int(i), row["encoder_input_tokens"]) for i, row in dataset.as_numpy_iterator()]
+            rows = seqio_blocks.steady(dataset).as_numpy_iterator()
+            indexed = [(int(i), row["encoder_input_tokens"]) for i, row in rows]
             ids = decode(np.stack([tokens for _, tokens in indexed]))
             return [(i, row.tolist()) for (i, _), row in zip(indexed, ids, strict=True)]
 

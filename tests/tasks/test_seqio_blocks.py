@@ -160,3 +160,10 @@ def stream_position(a_source, n):
 def test_what_is_wrong_is_said(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(source(), **change).open()
+
+
+def test_pipelines_are_in_order_and_have_no_tuning_thread_to_wait_for():
+    """An iterator that is done waits for the thread, up to 15 s (seen by chance only, so not tested by time)."""
+    options = seqio_blocks.steady(tf.data.Dataset.range(3)).options()
+    assert options.deterministic is True
+    assert options.autotune.enabled is False
