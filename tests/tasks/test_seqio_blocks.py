@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from t5x_lite import data
+from t5x_lite import data, seqio_blocks
 from t5x_lite.errors import UserError
 
 LENGTHS = {"inputs": 64, "targets": 20}
