@@ -29,7 +29,8 @@ from t5x_lite.errors import Preempted, UserError
 class Job:
     """A gin configurable that the command line calls, and what `--help` says about it.
 
-    `flags` are short forms: the flag's name, what is bound to its text, a line of help.
+    `flags` are short forms: the flag's name, what is bound to its text, a line of help. `unneeded` are macros that gin
+    files refer to, but not what this job reads of them.
     """
 
     module: str
@@ -37,6 +38,7 @@ class Job:
     help: str
     example: str
     flags: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    unneeded: tuple[str, ...] = ()
 
 
 _MODEL_DIR = {"model_dir": ("MODEL_DIR", "short for --gin.MODEL_DIR")}
@@ -62,6 +64,16 @@ JOBS = {
             "input": ("infer.input", "the file to read"),
             "output": ("infer.output", "the file to write"),
         },
+    ),
+    "plan": Job(
+        "t5x_lite.jobs.plan", "plan", "say what a run would need on hardware that is not here: memory, messages, time",
+        "t5x-lite plan --hardware=v5e:16x16 --gin_file=models/t5_1_1/xxl.gin --gin_file=runs/pretrain.gin \\\n"
+        "    --gin.BATCH_SIZE=2048 --gin.T5Config.remat=full --gin.MESH=\"{'data': 1, 'fsdp': 64, 'tensor': 4}\"",
+        {
+            "hardware": ("plan.hardware", "KIND:SHAPE: v5e:16x16, 2xv5p:4x4x8 (slices), h200:64, cpu:8"),
+            "json": ("plan.json_file", "a file for the same as JSON"),
+        },
+        ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "INITIAL_CHECKPOINT_PATH"),
     ),
     "study": Job(
         "t5x_lite.jobs.study", "study",
@@ -160,7 +172,7 @@ def run_job(options: Options) -> int:
     # 2. Configuration: any mistake ends here.
     parsed = configuration.parse(
         options.gin_files, options.bindings, options.search_paths, root=f"t5x_lite.{job.function}",
-        flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()})
+        flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()}, unneeded=job.unneeded)
     if parsed.files:
         # Not to stdout, which may be a job's output.
         print("gin files:", file=sys.stderr)

@@ -83,6 +83,7 @@ def parse(
     search_paths: Sequence[str] = (),
     root: str | None = None,
     flags: Mapping[str, str] | None = None,
+    unneeded: Sequence[str] = (),
 ) -> Configuration:
     """Read gin files, then bindings, into gin; earlier configuration is dropped.
 
@@ -93,6 +94,7 @@ def parse(
       root: the configurable that will be called with no arguments. When given, parameters that it, or anything it
         is bound to call, needs and nobody set are reported together with missing macros.
       flags: short forms of the command line to name in that report, e.g. `{"MODEL_DIR": "--model_dir"}`.
+      unneeded: macros that may be missing: nothing comes of their values.
 
     Returns:
       the files read and notes for the user.
@@ -103,7 +105,7 @@ def parse(
     """
     clear()
     try:
-        return _parse(files, bindings, search_paths, root, flags or {})
+        return _parse(files, bindings, search_paths, root, flags or {}, unneeded)
     except BaseException:
         clear()  # half a configuration must not leak into the next call
         raise
@@ -171,7 +173,7 @@ def operative_values() -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _parse(files, bindings, search_paths, root, flags) -> Configuration:
+def _parse(files, bindings, search_paths, root, flags, unneeded) -> Configuration:
     for folder in search_paths:
         if not as_path(folder).is_dir():
             raise UserError(f"--gin_search_paths: no folder '{folder}'")
@@ -184,13 +186,16 @@ def _parse(files, bindings, search_paths, root, flags) -> Configuration:
     for statement in list(_read.statements):
         _apply(statement)
     _no_rivals()
-    missing = _missing(root, flags)
+    missing = _missing(root, flags, unneeded)
     unreferenced = _unreferenced_macros()
     # A misspelt macro is both: the wrong name that nothing reads and the right one that is missing. Say the cause.
     if unreferenced:
         raise UserError(unreferenced)
     if missing:
         raise UserError(missing)
+    for name in unneeded:
+        if (name, _MACRO) not in gin_config._CONFIG:
+            gin.bind_parameter(f"{name}/{_MACRO}.value", "not needed")  # gin itself wants them all
     gin.finalize()  # runs hooks that users' modules may have registered
     # Left unlocked: a task module imported later may still register configurables of its own.
     gin_config._set_config_is_locked(False)
@@ -303,7 +308,7 @@ def _no_rivals() -> None:
                             "these files")
 
 
-def _missing(root: str | None, flags: Mapping[str, str]) -> str:
+def _missing(root: str | None, flags: Mapping[str, str], unneeded: Sequence[str]) -> str:
     """The line about all values that are needed and not set, or ''."""
     macros: dict[str, str] = {}  # name -> where it is needed
     parameters: dict[str, list[str]] = {}  # configurable -> parameters
@@ -320,6 +325,7 @@ def _missing(root: str | None, flags: Mapping[str, str]) -> str:
         for name, needed in _unset_parameters(root):
             entry = parameters.setdefault(name, [])
             entry.extend(p for p in needed if p not in entry)
+    macros = {name: where for name, where in macros.items() if name not in unneeded}
     parts = [f"{name} (needed at {where})" for name, where in macros.items()]
     parts += [f"{_list(names)} of {name}" for name, names in parameters.items()]
     if not parts:
