@@ -14,7 +14,8 @@ from typing import Any
 import gin
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.errors import UserError
 
@@ -75,8 +76,25 @@ class MeshConfig:
                 'let one axis take what is left: MESH = {"data": -1, "fsdp": 1, "tensor": 1}'
             )
         sizes = tuple(shape.values())
-        mesh = jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+        mesh = Mesh(_arranged(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
         return Partitioner(mesh, tuple((name, axes) for name, axes in self.rules))
+
+
+def _arranged(devices, sizes: tuple[int, ...]) -> np.ndarray:
+    """Devices as an array of these sizes, neighbours on the wires being neighbours along its last axes.
+
+    TPU slices, which only the network joins, go along the first axis.
+    """
+    slices = {getattr(d, "slice_index", None) for d in devices} if devices[0].platform == "tpu" else {None}
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % len(slices):
+        shape = dict(zip(MESH_AXES, sizes, strict=True))
+        raise UserError(f"MESH = {shape}: the {len(slices)} slices are joined by the network alone and share the axis "
+                        f"{MESH_AXES[0]}; make it a multiple of {len(slices)}")
+    own = (sizes[0] // len(slices), *sizes[1:])
+    return mesh_utils.create_hybrid_device_mesh(own, (len(slices), *(1,) * len(own[1:])), devices,
+                                                allow_split_physical_axes=True)
 
 
 class Partitioner:

@@ -1,6 +1,8 @@
 """Plans: hardware by name, what a compiled program sends, and the job from the command line."""
 
+import dataclasses
 import json
+import types
 
 import jax
 import pytest
@@ -8,10 +10,11 @@ from tiny_models import make_batch
 
 from t5x_lite import cli, optimizers
 from t5x_lite.errors import UserError
+from t5x_lite.jobs import plan
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
-from t5x_lite.partitioning import MeshConfig
-from t5x_lite.plan.collectives import Collective, collectives
+from t5x_lite.partitioning import DEFAULT_RULES, MeshConfig
+from t5x_lite.plan.collectives import BETWEEN_SLICES, Collective, collectives
 from t5x_lite.plan.hardware import CHIPS, Hardware
 from t5x_lite.plan.program import Program, TooLarge, _too_large, batch_shapes, compile_step
 from t5x_lite.trainer import Trainer
@@ -67,6 +70,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %fused = bf16[8]{0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.1
   %start = (f32[10]{0}, f32[20]{0}) all-gather-start(%z), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
   %done = f32[20]{0} all-gather-done(%start)
+  %out = (bf16[44,8]{1,0}, u32[], token[]) send(%z, %t), frontend_attributes={_handler_name="xla_megascale_runtime"}
   ROOT %cp = f32[6]{0} collective-permute(%w), source_target_pairs={{0,4},{4,0}}
 }
 """
@@ -80,7 +84,50 @@ def test_what_a_program_sends_is_read_from_its_text():
         Collective("reduce-scatter", ("data",), 32 / 2, 1),
         Collective("all-gather", ("data", "fsdp", "tensor"), 80 * 7 / 8, 1),
         Collective("collective-permute", ("data",), 24, 1),
+        Collective(BETWEEN_SLICES, ("data",), 44 * 8 * 2, 1),
     }
+
+
+def test_the_program_of_several_slices_is_that_of_one():
+    within = collectives("ENTRY %main (p: f32[4]) -> f32[4] {\n"
+                         "  %ar = f32[4]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}\n}", {"data": 2, "fsdp": 4}, 2)
+    assert within == [Collective("all-reduce", (), 2 * 16 / 2, 1)]  # pairs are no axis of a slice's four
+    within = collectives("ENTRY %main (p: f32[4]) -> f32[4] {\n"
+                         "  %ar = f32[4]{0} all-reduce(%p), replica_groups={{0,1,2,3}}\n}", {"data": 2, "fsdp": 4}, 2)
+    assert within == [Collective("all-reduce", ("fsdp",), 2 * 16 * 3 / 4, 1)]
+
+
+@pytest.mark.parametrize("axes, network", [(("data",), True), (("fsdp",), False), (("tensor",), False),
+                                           (("data", "tensor"), True)])
+def test_the_outermost_axes_reach_beyond_a_host(axes, network):
+    sent = [Collective("all-reduce", axes, 1e9, 1)]
+    seconds = plan._link_seconds(sent, Hardware.parse("h100:32"), {"data": 4, "fsdp": 4, "tensor": 2})
+    assert seconds == {"links": 0 if network else 1e9 / 450e9, "network": 1e9 / 50e9 if network else 0}
+
+
+def test_slices_share_the_first_axis():
+    devices = [types.SimpleNamespace(platform="tpu", slice_index=i // 4) for i in range(8)]
+    with pytest.raises(UserError, match="the 2 slices are joined by the network alone and share the axis data"):
+        MeshConfig({"data": 1, "fsdp": 8}).build(devices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, shape, kinds", [
+    ("v5e:2x2", {"data": 1, "fsdp": 2, "tensor": 2}, {"all-gather", "all-reduce"}),
+    ("2xv5e:2x2", {"data": 2, "fsdp": 4}, {"all-gather", BETWEEN_SLICES}),
+    ("v4:2x2x2", {"data": 1, "fsdp": 4, "tensor": 2}, {"all-gather", "all-reduce"}),
+])
+def test_a_tpu_that_is_not_there(name, shape, kinds):
+    pytest.importorskip("libtpu", reason="pip install t5x-lite[tpu]")
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", remat="full")
+    t = Trainer(Model(config), optimizers.adafactor(optimizers.constant_rate(1e-3)), Loss(),
+                MeshConfig(shape).build(Hardware.parse(name).devices()))
+    program = compile_step(t, batch_shapes(t, 16, {"inputs": 128, "targets": 32}, packed=True))
+    assert program.arguments < program.peak < 1e9
+    assert kinds <= {c.kind for c in program.collectives}
+    assert all(c.axes for c in program.collectives if c.sent > 1e5)
+    # Parameters are gathered for each of three layers, forward, again for the backward pass, and in it.
+    assert sum(c.times for c in program.collectives if c.kind == "all-gather") > 3 * 3 * 6
 
 
 def trainer(shape) -> Trainer:
@@ -140,12 +187,27 @@ def test_the_job_needs_the_runs_gin_files_alone(tmp_path, capsys):
     assert run("--hardware=cpu:8", mesh, f"--json={tmp_path}/plan.json") == 0
     out = capsys.readouterr().out
     assert "1,836,800 numbers" in out and "a step takes at least" in out
-    plan = json.loads((tmp_path / "plan.json").read_text())
-    assert plan["fits"] and plan["peak"] + plan["headroom"] == plan["memory"]
-    assert plan["tokens_a_step"] == 16 * 24
-    assert {"all-reduce", "all-gather"} <= {c["kind"] for c in plan["collectives"]}
-    # More than an eighth: what is small stays whole.
-    assert 1_836_800 * 4 / 8 < plan["parameter_bytes"] < 1_836_800 * 4 / 2
+    made = json.loads((tmp_path / "plan.json").read_text())
+    assert made["fits"] and made["peak"] + made["headroom"] == made["memory"]
+    assert made["tokens_a_step"] == 16 * 24
+    assert {"all-reduce", "all-gather"} <= {c["kind"] for c in made["collectives"]}
+    # More than a quarter: what is small stays whole.
+    assert 1_836_800 * 4 / 4 < made["parameter_bytes"] < 1_836_800 * 4 / 2
+
+
+def test_large_parameters_that_no_rule_shards_are_named():
+    rules = tuple((name, None if name == "vocab" else axes) for name, axes in DEFAULT_RULES)
+    shape = {"data": 2, "fsdp": 1, "tensor": 4}
+
+    def of(rules):
+        return plan.replicated(Trainer(Model(CONFIG), optimizers.adafactor(optimizers.constant_rate(1e-3)), Loss(),
+                                       MeshConfig(shape, rules).build()))
+
+    assert of(DEFAULT_RULES) == {}
+    shape = {"data": 8}
+    assert of(DEFAULT_RULES) == {}  # whose devices share the batch alone
+    shape = {"data": 2, "fsdp": 1, "tensor": 4}
+    assert of(rules) == {"token_embedder/embedding": 256 * 32 * 4, "decoder/logits_dense/kernel": 256 * 32 * 4}
 
 
 def test_mistakes_are_told_before_compiling(capsys):

@@ -19,7 +19,8 @@ from t5x_lite.finetuning import Trainable
 from t5x_lite.jobs import train  # noqa: F401  (gin must know it: its arguments are what is planned)
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model
-from t5x_lite.partitioning import MeshConfig
+from t5x_lite.partitioning import MeshConfig, leaves_by_path
+from t5x_lite.plan.collectives import BETWEEN_SLICES
 from t5x_lite.plan.hardware import Hardware
 from t5x_lite.plan.program import Program, TooLarge, batch_shapes, compile_step
 from t5x_lite.trainer import Trainer
@@ -59,6 +60,8 @@ def plan(hardware: str = gin.REQUIRED, mfu: float = 0.4, json_file: str | None =
     lengths = dict(source.feature_lengths)
     batch = batch_shapes(trainer, run["batch_size"], lengths, source.packing)
     print(trainer.partitioner.describe())
+    for name, size in replicated(trainer).items():
+        print(f"note: {name}, {_size(size)}, is whole on every device: no rule of Mesh.rules shards it over this MESH")
     print("compiling ...", flush=True)
     program = compile_step(trainer, batch)
     summary = summarize(target, trainer, run["batch_size"], lengths, program, mfu)
@@ -90,6 +93,17 @@ def run_of_the_gin_files() -> dict:
         except ValueError as error:
             raise UserError(f"plan: train.{name}: {str(error).splitlines()[0]}") from error
     return values
+
+
+def replicated(trainer: Trainer) -> dict[str, int]:
+    """{path: bytes} of the parameters of at least a hundredth of the model that every device holds whole, on a mesh
+    that is there to shard them."""
+    shapes, shardings = (leaves_by_path(x) for x in (trainer.abstract_state.params, trainer.shardings.params))
+    sizes = {name: math.prod(x.shape) * x.dtype.itemsize for name, x in shapes.items()}
+    large = sum(sizes.values()) / 100
+    sharded = math.prod(trainer.partitioner.mesh.shape[axis] for axis in ("fsdp", "tensor")) > 1
+    return {name: size for name, size in sizes.items()
+            if sharded and size >= large and shardings[name].is_fully_replicated}
 
 
 def summarize(hardware: Hardware, trainer: Trainer, batch_size: int, lengths: dict[str, int],
@@ -135,21 +149,25 @@ def _share(abstract, shardings) -> int:
 
 
 def _link_seconds(collectives, hardware: Hardware, mesh: dict[str, int]) -> dict[str, float]:
-    """Seconds on the links and on the network between slices or hosts, each as if nothing overlapped with it.
-
-    Devices are given to the mesh slice by slice, so what spans more than a slice is what its outermost axes span.
-    """
+    """Seconds on the links and on the network between slices or hosts, each as if nothing overlapped with it."""
     near = far = 0.0
     for c in collectives:
-        inner = math.prod(mesh.values())
-        for axis, size in mesh.items():
-            inner //= size
-            if axis in (c.axes or tuple(mesh)) and inner * size > hardware.near:
-                far += c.sent
-                break
+        hosts = not hardware.is_tpu and _spans_hosts(c.axes or tuple(mesh), mesh, hardware.near)
+        if hosts or c.kind == BETWEEN_SLICES:
+            far += c.sent
         else:
             near += c.sent
     return {"links": near / hardware.chip.links, "network": far / hardware.chip.network}
+
+
+def _spans_hosts(axes, mesh: dict[str, int], near: int) -> bool:
+    """Devices are given to the mesh host by host, so that only its outermost axes reach beyond one."""
+    inner = math.prod(mesh.values())
+    for axis, size in mesh.items():
+        if axis in axes and inner > near:
+            return True
+        inner //= size
+    return False
 
 
 def describe(summary: dict) -> str:

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+BETWEEN_SLICES = "send between slices"
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
@@ -40,12 +41,16 @@ class Collective:
     times: int
 
 
-def collectives(text: str, shape: dict[str, int]) -> list[Collective]:
+def collectives(text: str, shape: dict[str, int], slices: int = 1) -> list[Collective]:
     """Of an optimized program's text (`Compiled.as_text()`).
 
     Args:
       shape: of the mesh, {axis: size}, in the order in which the devices were given to the compiler.
+      slices: TPU slices, which share the first axis. Their program is that of one slice, and sends the rest through its
+        hosts.
     """
+    first = next(iter(shape))
+    shape = {**shape, first: shape[first] // slices}
     found: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
     groups_of_axes = _groups_of_axes(shape)
     computations, entry = _computations(text)
@@ -76,6 +81,10 @@ def collectives(text: str, shape: dict[str, int]) -> list[Collective]:
                 sent = _sent(kind, result, operation, size)
                 entry = found[kind, axes]
                 entry[0] += sent * times
+                entry[1] += times
+            if operation == "send" and "xla_megascale_runtime" in rest:
+                entry = found[BETWEEN_SLICES, (first,)]
+                entry[0] += _bytes(result)[0] * times
                 entry[1] += times
             repeats = times * trips(rest) if operation == "while" else times
             if operation in ("while", "call", "conditional", "fusion", "async-start"):

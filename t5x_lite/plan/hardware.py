@@ -109,8 +109,9 @@ class Hardware:
                 raise UserError(f"--hardware={self.name}: this process has {len(found)} CPU device(s); set "
                                 f"XLA_FLAGS=--xla_force_host_platform_device_count={self.number}")
             return found[: self.number]
-        # It would ask the network which TPU machine this is.
+        # It would ask the network which TPU machine this is, and let one process in at a time.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         from jax.experimental import topologies
 
         options = {"chip_config_name": "megacore"} if self.family == "v4" else {}

@@ -74,8 +74,12 @@ def compile_step(trainer: Trainer, batch: dict) -> Program | TooLarge:
     memory = compiled.memory_analysis()
     needed = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
               + memory.temp_size_in_bytes)
-    peak = getattr(memory, "peak_memory_in_bytes", 0) or needed
-    sent = collectives(compiled.as_text(), dict(trainer.partitioner.mesh.shape))
+    # A CPU's own count leaves out what is temporary.
+    on_cpu = trainer.partitioner.mesh.devices.flat[0].platform == "cpu"
+    peak = needed if on_cpu else getattr(memory, "peak_memory_in_bytes", 0) or needed
+    mesh = trainer.partitioner.mesh
+    slices = len({getattr(device, "slice_index", None) for device in mesh.devices.flat}) if not on_cpu else 1
+    sent = collectives(compiled.as_text(), dict(mesh.shape), slices)
     return Program(memory.argument_size_in_bytes, peak, sent, time.monotonic() - started, compiled)
 
 
