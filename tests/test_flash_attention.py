@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+from flax import nnx
 
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config, attention, flash_attention
+from t5x_lite.models.layers import dropout
 from t5x_lite.models.masks import Mask
 from t5x_lite.partitioning import leaves_by_path
 from t5x_lite.trainer import loss_and_grads
@@ -75,6 +77,20 @@ def test_dropout_drops_the_same_weights():
     batch = packed_batch()
     assert_same(dataclasses.replace(CONFIG, dropout_rate=0.3), batch)
     assert results(dataclasses.replace(CONFIG, dropout_rate=0.3), batch)[0] != results(CONFIG, batch)[0]
+
+
+def test_dropped_values_are_dropped_weights():
+    """What T5 drops is a weight, the same key's for all queries of a head."""
+    config = dataclasses.replace(CONFIG, dropout_rate=0.5)
+    layer = attention.Attention(config, rngs=nnx.Rngs(params=0))
+    rng = np.random.default_rng(0)
+    queries, keys, values = (jnp.asarray(rng.standard_normal((4, 2, n, 16)), jnp.float32) for n in (5, 7, 7))
+    rows = jax.vmap(jax.random.key)(jnp.arange(4))
+    weights = dropout(jax.nn.softmax(jnp.einsum("bhqk,bhmk->bhqm", queries, keys)), 0.5, rows)
+    assert 0.3 < (weights == 0).mean() < 0.7
+    expected = layer.out(jnp.einsum("bhqm,bhmk->bqhk", weights, values).reshape(4, 5, 32))
+    dropped = layer.attend(queries, keys, values, jnp.ones((1, 1, 1, 1), bool), None, rows)
+    np.testing.assert_allclose(dropped, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ["causal_lm", "prefix_lm"])

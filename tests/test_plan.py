@@ -63,7 +63,17 @@ PROGRAM = """HloModule jit_step
   ROOT %slice = bf16[8]{0} dynamic-slice(%ar, %i)
 }
 
+%start (p: f32[4]) -> f32[8] {
+  ROOT %ag = f32[8]{0} all-gather(%p), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+}
+
+%done (p: f32[4]) -> f32[8] {
+  ROOT %ag = f32[8]{0} all-gather(%p), channel_id=3, replica_groups={{0,1},{2,3},{4,5},{6,7}}
+}
+
 ENTRY %main (p: f32[4]) -> f32[4] {
+  %first = f32[8]{0} fusion(%p), kind=kCustom, calls=%start
+  %second = f32[8]{0} fusion(%p), kind=kCustom, calls=%done
   %loop = (s32[], f32[4]) while(%init), condition=%condition, body=%body
   %told = (s32[], f32[4]) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"2"}}
   %ar = f32[100]{0} all-reduce(%p), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
@@ -81,6 +91,7 @@ def test_what_a_program_sends_is_read_from_its_text():
     assert set(found) == {
         Collective("all-gather", ("fsdp",), (5 + 2) * 32 * 4 / 2, 7),
         Collective("all-reduce", ("tensor",), 2 * 400 / 2, 1),
+        Collective("all-gather", ("tensor",), 32 / 2, 1),
         Collective("reduce-scatter", ("data",), 32 / 2, 1),
         Collective("all-gather", ("data", "fsdp", "tensor"), 80 * 7 / 8, 1),
         Collective("collective-permute", ("data",), 24, 1),

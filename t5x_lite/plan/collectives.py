@@ -22,6 +22,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations|bran
                      r"(\{[^}]*\}|%?[\w.-]+)")
 _MESH_GROUPS = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -51,9 +52,10 @@ def collectives(text: str, shape: dict[str, int], slices: int = 1) -> list[Colle
     """
     first = next(iter(shape))
     shape = {**shape, first: shape[first] // slices}
-    found: dict[tuple, list[float]] = collections.defaultdict(lambda: [0.0, 0])
+    found: dict[tuple, np.ndarray] = collections.defaultdict(lambda: np.zeros(2))
     groups_of_axes = _groups_of_axes(shape)
     computations, entry = _computations(text)
+    channels: set[tuple[str, str]] = set()
 
     def trips(rest: str) -> int:
         """How often a loop's body runs: as told, or as its condition counts; TPU programs do not tell."""
@@ -76,16 +78,17 @@ def collectives(text: str, shape: dict[str, int], slices: int = 1) -> list[Colle
             kind = operation.removesuffix("-start")
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # a TPU's, of which each device takes its slice afterwards
-            if kind in KINDS:
+            # An asynchronous one of a TPU stands in several fusions, of which each does a part, under one channel.
+            channel = _CHANNEL.search(rest)
+            again = bool(channel) and (kind, channel[1]) in channels
+            if channel:
+                channels.add((kind, channel[1]))
+            if kind in KINDS and not again:
                 axes, size = _axes(rest, groups_of_axes, shape)
                 sent = _sent(kind, result, operation, size)
-                entry = found[kind, axes]
-                entry[0] += sent * times
-                entry[1] += times
+                found[kind, axes] += np.array([sent, 1]) * times
             if operation == "send" and "xla_megascale_runtime" in rest:
-                entry = found[BETWEEN_SLICES, (first,)]
-                entry[0] += _bytes(result)[0] * times
-                entry[1] += times
+                found[BETWEEN_SLICES, (first,)] += np.array([_bytes(result)[0], 1]) * times
             repeats = times * trips(rest) if operation == "while" else times
             if operation in ("while", "call", "conditional", "fusion", "async-start"):
                 for called in _CALLED.findall(rest):
@@ -93,7 +96,7 @@ def collectives(text: str, shape: dict[str, int], slices: int = 1) -> list[Colle
                         walk(callee, repeats)
 
     walk(entry, 1)
-    made = [Collective(kind, axes, sent, times) for (kind, axes), (sent, times) in found.items()]
+    made = [Collective(kind, axes, float(sent), int(times)) for (kind, axes), (sent, times) in found.items()]
     return sorted(made, key=lambda c: -c.sent)
 
 
