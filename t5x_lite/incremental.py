@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from t5x_lite.errors import UserError
-from t5x_lite.partitioning import by_rows
+from t5x_lite.partitioning import by_axes
 
 
 class Ensemble:
@@ -159,4 +159,5 @@ def reorder(cache, sources: jax.Array):
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest of each row of x [b, n], and their places, int32: each [b, k], the largest first, and the lower
     place first among equals. Each device finds those of its own rows."""
-    return by_rows(lambda rows: tuple(jax.lax.top_k(rows, k)), x)
+    rows = ("batch",)
+    return by_axes(lambda x: tuple(jax.lax.top_k(x, k)), (rows,), (rows, rows))(x)

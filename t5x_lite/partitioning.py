@@ -177,21 +177,11 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partitioner.sharding(*logical_axes))
 
 
-def by_rows(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
-    """function(x), where the batch is the first axis of x and of all results, and no row needs another.
-
-    Every device works on its own rows. For operations of which XLA does not see that: it would gather the batch and
-    have every device work on all of it (top_k, for one).
-    """
-    partitioner = _active.get()
-    if partitioner is None or partitioner.mesh.devices.size == 1 or x.shape[0] % partitioner.batch_shards:
-        return function(x)
-    spec = partitioner.spec(("batch",))
-    return jax.shard_map(function, mesh=partitioner.mesh, in_specs=spec, out_specs=spec)(x)
-
-
 def by_axes(function: Callable, in_axes, out_axes, summed: int | None = None) -> Callable:
-    """function, run by every device on its own part of the arguments: for kernels, which XLA cannot take apart.
+    """function, run by every device on its own part of the arguments.
+
+    For what XLA cannot take apart: kernels, and operations of which it does not see that no row needs another, so that
+    it would gather the batch and have every device work on all of it (top_k, for one).
 
     Args:
       in_axes, out_axes: logical names of the axes of each argument and each result.

@@ -133,13 +133,13 @@ def summarize(hardware: Hardware, trainer: Trainer, batch_size: int, lengths: di
         "memory": 2 * program.arguments / chip.bandwidth,
         **_link_seconds(program.collectives, hardware, mesh),
     }
-    limit = max(seconds, key=seconds.get)
+    bound_by = max(seconds, key=seconds.get)
     return {
         **summary, "fits": program.peak <= chip.memory, "arguments": program.arguments, "peak": program.peak,
         "headroom": chip.memory - program.peak,
         "collectives": [dataclasses.asdict(c) for c in program.collectives],
-        "seconds": seconds, "limit": limit, "shortest_step": seconds[limit],
-        "tokens_per_second_at_most": tokens / seconds[limit],
+        "seconds": seconds, "bound_by": bound_by, "shortest_step": seconds[bound_by],
+        "tokens_per_second_at_most": tokens / seconds[bound_by],
     }
 
 
@@ -185,14 +185,13 @@ def describe(summary: dict) -> str:
             table.add(f"{c['kind']} over {axes}", f"{_size(c['sent'])} sent, {c['times']} times")
         for name, seconds in summary["seconds"].items():
             table.add(f"time for {name}", f"{1e3 * seconds:,.1f} ms")
-        lines.append(f"a step takes at least {1e3 * summary['shortest_step']:,.1f} ms, bound by {summary['limit']}: at "
+        lines.append(f"a step takes at least {1e3 * summary['shortest_step']:,.1f} ms, bound by {summary['bound_by']}: at "
                      f"most {summary['tokens_per_second_at_most']:,.0f} tokens/s")
     for mfu, tokens in summary["tokens_per_second_at_mfu"].items():
         lines.append(f"at {100 * float(mfu):.0f} % MFU: {tokens:,.0f} tokens/s")
     lines.append(f"compiled for {summary['compiled_for']} in {summary['compile_seconds']:.0f} s")
     if not summary["fits"]:
-        needed = summary.get("peak") or summary.get("needed")
-        limit = summary.get("limit") if "peak" not in summary else summary["memory"]
+        needed, limit = summary.get("peak", summary.get("needed")), summary.get("limit", summary["memory"])
         amounts = f": {_size(needed)} of {_size(limit)}" if needed and limit else ""
         lines.append(f"DOES NOT FIT{amounts}. In this order: shard the parameters (a larger fsdp in MESH), recompute "
                      "(T5Config.remat='full'), split the batch (train.num_microbatches), tensor parallelism in MESH")

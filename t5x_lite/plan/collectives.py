@@ -161,21 +161,22 @@ def _groups(rest: str, number: int) -> list[list[int]]:
     if match := _MESH_GROUPS.search(rest):
         axes = re.findall(r"'(\w+)'=(\d+)", match[1])
         sizes = [int(size) for _, size in axes]
-        ids = np.arange(math.prod(sizes))
-        if match[2]:
-            ids = ids.reshape([int(n) for n in match[2].split(",")])
-            ids = ids.transpose([int(n) for n in match[3].split(",")]) if match[3] else ids
+        ids = _ids(match[2] or ",".join(map(str, sizes)), match[3])
         along = [i for i, (name, _) in enumerate(axes) if f"'{name}'" in match[4]]
         rows = np.moveaxis(ids.reshape(sizes), along, range(-len(along), 0))
         return rows.reshape(-1, math.prod(sizes[i] for i in along)).tolist()
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        ids = np.arange(number).reshape([int(n) for n in match[3].split(",")])
-        if match[4]:
-            ids = ids.transpose([int(n) for n in match[4].split(",")])
-        return ids.reshape(int(match[1]), int(match[2])).tolist()
+        return _ids(match[3], match[4]).reshape(int(match[1]), int(match[2])).tolist()
     if match := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)+)\}", rest):
         return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
     return [list(range(number))]
+
+
+def _ids(sizes: str, order: str | None) -> np.ndarray:
+    """Devices numbered as an array of these sizes, its axes then put into the given order."""
+    sizes = [int(n) for n in sizes.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
 def _axes_of_pairs(pairs: list[tuple[int, int]], shape: dict[str, int]) -> tuple[str, ...]:

@@ -25,7 +25,6 @@ class Program:
     peak: int
     collectives: list[Collective]
     seconds: float
-    compiled: jax.stages.Compiled = dataclasses.field(repr=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ def compile_step(trainer: Trainer, batch: dict) -> Program | TooLarge:
     mesh = trainer.partitioner.mesh
     slices = len({getattr(device, "slice_index", None) for device in mesh.devices.flat}) if not on_cpu else 1
     sent = collectives(compiled.as_text(), dict(mesh.shape), slices)
-    return Program(memory.argument_size_in_bytes, peak, sent, time.monotonic() - started, compiled)
+    return Program(memory.argument_size_in_bytes, peak, sent, time.monotonic() - started)
 
 
 def _too_large(message: str, seconds: float) -> TooLarge:

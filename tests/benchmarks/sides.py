@@ -16,7 +16,23 @@ import numpy as np
 START = time.perf_counter()
 
 
-class Ours:
+class Side:
+    """Makes `turn`, a function that trains some steps or decodes once, and waits for the result."""
+
+    loss = None
+
+    def run(self, n: int) -> list[float]:
+        """Seconds of each of n turns; of training, those of one step."""
+        steps = self.setup["steps"] if self.setup["work"] == "train" else 1
+        times = []
+        for _ in range(n):
+            start = time.perf_counter()
+            self.turn()
+            times.append((time.perf_counter() - start) / steps)
+        return times
+
+
+class Ours(Side):
     def __init__(self, setup):
         import jax
 
@@ -55,18 +71,13 @@ class Ours:
             batch["decoder_segment_ids"] = np.ones_like(targets)
         batch = self.jax.device_put(batch, partitioner.batch)
 
-        def run(n):
+        def turn():
             nonlocal state
-            times = []
-            for _ in range(n):
-                start = time.perf_counter()
-                for _ in range(self.setup["steps"]):
-                    state, metrics = trainer.step(state, batch)
-                self.loss = float(metrics["loss"])
-                times.append((time.perf_counter() - start) / self.setup["steps"])
-            return times
+            for _ in range(self.setup["steps"]):
+                state, metrics = trainer.step(state, batch)
+            self.loss = float(metrics["loss"])
 
-        self.run = run
+        self.turn = turn
 
     def _decodes(self):
         from t5x_lite.decoding import Decoder
@@ -79,22 +90,14 @@ class Ours:
         # No token ends a row: both sides write all of them.
         answer = self.jax.jit(functools.partial(decoder, self.model, eos_id=-1))
 
-        def run(n):
-            times = []
-            for _ in range(n):
-                start = time.perf_counter()
-                np.asarray(answer(params, inputs)[0])
-                times.append(time.perf_counter() - start)
-            return times
-
-        self.run = run
+        self.turn = lambda: np.asarray(answer(params, inputs)[0])
 
     def peak_bytes(self):
         stats = self.jax.devices()[0].memory_stats()
         return stats["peak_bytes_in_use"] if stats else resident_peak()
 
 
-class HuggingFace:
+class HuggingFace(Side):
     def __init__(self, setup, compiled: bool):
         import torch
         import transformers
@@ -140,17 +143,12 @@ class HuggingFace:
             optimizer.zero_grad(set_to_none=True)
             return loss
 
-        def run(n):
-            times = []
-            for _ in range(n):
-                start = time.perf_counter()
-                for _ in range(self.setup["steps"]):
-                    loss = step()
-                self.loss = float(loss.detach())
-                times.append((time.perf_counter() - start) / self.setup["steps"])
-            return times
+        def turn():
+            for _ in range(self.setup["steps"]):
+                loss = step()
+            self.loss = float(loss.detach())
 
-        self.run = run
+        self.turn = turn
 
     def _decodes(self, compiled):
         torch = self.torch
@@ -161,18 +159,13 @@ class HuggingFace:
             model.forward = torch.compile(model.forward)
         n_tokens, beams = self.setup["t"], 1 if self.setup["work"] == "greedy" else 4
 
-        def run(n):
-            times = []
-            for _ in range(n):
-                start = time.perf_counter()
-                with torch.inference_mode():
-                    ids = model.generate(self.inputs, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False,
-                                         num_beams=beams)
-                assert ids.cpu().shape[1] == n_tokens + 1
-                times.append(time.perf_counter() - start)
-            return times
+        def turn():
+            with torch.inference_mode():
+                ids = model.generate(self.inputs, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False,
+                                     num_beams=beams)
+            assert ids.cpu().shape[1] == n_tokens + 1
 
-        self.run = run
+        self.turn = turn
 
     def peak_bytes(self):
         return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else resident_peak()
@@ -208,7 +201,7 @@ def main():
     answer(device=side.name, start_seconds=made, first_seconds=first)
     for line in sys.stdin:
         times = side.run(json.loads(line)["run"])
-        answer(seconds=times, peak_bytes=side.peak_bytes(), loss=getattr(side, "loss", None))
+        answer(seconds=times, peak_bytes=side.peak_bytes(), loss=side.loss)
 
 
 if __name__ == "__main__":
