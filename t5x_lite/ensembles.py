@@ -9,7 +9,6 @@ from etils import epath
 
 from t5x_lite import checkpoints
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import WITHOUT_SAY
 
 
 def paths(checkpoint: str | Sequence[str], binding: str) -> list[str]:
@@ -47,7 +46,8 @@ def load(paths: Sequence[str], partitioner) -> tuple[Any, Any, list[dict[str, An
             raise UserError(f"{path} has another vocabulary than {paths[0]}: only checkpoints of one configuration can "
                             "be averaged")
         ours, first = model.config.to_dict(), models[0].config.to_dict()
-        differ = [key for key in first if ours[key] != first[key] and key not in WITHOUT_SAY]
+        # What has no say in inference may differ.
+        differ = [key for key in first if ours[key] != first[key] and key not in ("dropout_rate", "remat", "attention")]
         if differ:
             raise UserError(f"{path} has another T5Config.{differ[0]} ({ours[differ[0]]!r}) than {paths[0]} "
                             f"({first[differ[0]]!r}): only checkpoints of one configuration can be averaged")

@@ -11,11 +11,10 @@ from typing import Any
 from etils import epath
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import WITHOUT_SAY
 
 LOCK_FILE = "lock"
 # How a model computes, not what: these may change from one start of a run to the next.
-_FREE_OF_MODEL = (*WITHOUT_SAY, "dtype", "scan_unroll")
+_FREE_OF_MODEL = ("dropout_rate", "dtype", "remat", "scan_unroll", "attention")
 _FREE_OF_DATA = ("task_modules",)
 
 

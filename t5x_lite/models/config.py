@@ -12,8 +12,6 @@ ACTIVATIONS = ("relu", "gelu", "silu", "linear")
 REMAT_POLICIES = ("none", "minimal", "full")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("auto", "arrays", "tiles")
-# Fields that have no say in what a model answers: of training, and of how it computes.
-WITHOUT_SAY = ("dropout_rate", "remat", "attention")
 ARCHITECTURES = ("encoder_decoder", "prefix_lm", "causal_lm")
 
 
