@@ -1,9 +1,11 @@
 """seqio tasks and mixtures, cut into blocks: the only door through which TensorFlow comes into training.
 
-Where every source can be read at any place, block k of a stream is a fixed set of records: task j with rate r_j gives
-its records ⌊r_j·K·k⌋ up to ⌊r_j·K·(k+1)⌋ of that stream, through a seeded permutation of the records for each epoch. So
-rates are exact, counted in records as they are read, and each record is seen once an epoch. Elsewhere a block is a
-stream's shard of one epoch (of a mixture: the whole endless stream); going on replays it from its start.
+Where every source can be read at any place, block k of a stream is a fixed set of records: task j with share s_j gives
+its records ⌊s_j·K·k⌋ up to ⌊s_j·K·(k+1)⌋ of that stream, through a seeded permutation of the records for each epoch. So
+shares are exact, and each record is seen once an epoch. A mixture's rates are of examples: s_j is in proportion to
+task j's rate over the examples that it makes of a record, which are counted on some of its records before the first
+step. Elsewhere a block is a stream's shard of one epoch (of a mixture: the whole endless stream); going on replays it
+from its start.
 """
 
 import functools
@@ -31,6 +33,8 @@ from t5x_lite.seqio_sources import plain_name  # noqa: E402
 
 # More than any task makes of a record on average: the room in which a mixture's block is shuffled.
 EXAMPLES_A_RECORD = 16
+# Of each task of a mixture, so that its share is off by some 4 % where half of the records are filtered out.
+COUNTED_RECORDS = 512
 ROWS_AT_ONCE = 16
 
 # seqio hands out the seeds of a pipeline's random steps from one global counter, so that two pipelines built at once
@@ -120,8 +124,6 @@ class SeqioBlocks:
         self._tasks = seqio_sources.tasks_with_split(self._provider, config.split)
         check_lengths(self._provider, config.feature_lengths)
         mixture = isinstance(self._provider, seqio.Mixture)
-        rates = np.array([self._provider.get_rate(task) for task in self._tasks]) if mixture else np.ones(1)
-        self._rates = rates / rates.sum()
         self._records = [_open_records(task, config.split) for task in self._tasks]
         self.seekable = all(records is not None for records in self._records)
         if not self.seekable:
@@ -130,6 +132,7 @@ class SeqioBlocks:
         self.vocabulary = vocabulary_of(self._provider)
         self._architecture = architecture
         self._try_out()
+        self._shares = self._shares_of(self._provider) if self.seekable and mixture else np.ones(1)
 
     def _try_out(self) -> None:
         """Builds a pipeline: what is wrong in an objective is said before the first step; gin sees what it reads."""
@@ -142,6 +145,26 @@ class SeqioBlocks:
         if self._architecture == "encoder_decoder" and any(not for_encoders & set(d.element_spec) for d in made):
             raise UserError(f"{plain_name(self._provider.name)} makes no inputs for an encoder to read: choose another "
                             "task or objective, or a language model (--gin_file=models/study/causal_lm.gin)")
+
+    def _shares_of(self, mixture: seqio.Mixture) -> np.ndarray:
+        """Of the records that are read, those of each task."""
+        rates = np.array([mixture.get_rate(task) for task in self._tasks], float)
+        made = np.ones(len(rates))
+        for j in np.flatnonzero(rates) if len(rates) > 1 else ():
+            made[j] = self._examples_of_a_record(self._tasks[j], self._records[j])
+        shares = rates / made
+        return shares / shares.sum()
+
+    def _examples_of_a_record(self, task: seqio.Task, records) -> float:
+        """Counted on the same records, with the same random numbers, in every run of a seed."""
+        number, seed = min(len(records), COUNTED_RECORDS), derive_seed(self._config.seed, plain_name(task.name), "count")
+        chosen = permute(np.arange(number), len(records), seed)
+        dataset = self._examples(task, seqio_sources.read(records, chosen), seed)
+        counted = steady(dataset).reduce(np.int64(0), lambda count, _: count + 1).numpy()
+        if not counted:
+            raise UserError(f"{plain_name(task.name)} makes no example of {number:,} of its {len(records):,} records: "
+                            f"take it out of {plain_name(self._provider.name)}, or see what its preprocessors drop")
+        return counted / number
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
         with BUILDING:
@@ -180,7 +203,7 @@ class SeqioBlocks:
     def _chosen(self, j: int, stream: int, k: int) -> np.ndarray:
         """Numbers of the records that task j gives to block k of a stream."""
         task, records = self._tasks[j], self._records[j]
-        each = self._rates[j] * self._config.block_records
+        each = self._shares[j] * self._config.block_records
         # Streams take turns in the order of an endless sequence of epochs.
         places = np.arange(int(each * k), int(each * (k + 1)), dtype=np.int64) * self._config.num_streams + stream
         epochs, within = np.divmod(places, len(records))

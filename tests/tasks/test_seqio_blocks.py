@@ -1,13 +1,15 @@
-"""seqio tasks as blocks: exact rates, every record once an epoch, other masks in other blocks, byte-equal again."""
+"""seqio tasks as blocks: exact shares, every record once an epoch, other masks in other blocks, byte-equal again."""
 
 import dataclasses
 
 import numpy as np
 import pytest
+import seqio
 import tensorflow as tf
 
 from t5x_lite import data, seqio_blocks
 from t5x_lite.errors import UserError
+from t5x_lite.tasks.in_memory import InMemorySource
 
 LENGTHS = {"inputs": 64, "targets": 20}
 
@@ -65,8 +67,9 @@ def test_every_record_comes_once_an_epoch_and_in_another_order(monkeypatch):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_rates_of_a_mixture_are_exact(monkeypatch):
+def test_shares_of_a_mixture_are_exact(monkeypatch):
     blocks = source("pydocs_library_and_summarize").open()
+    blocks._shares = np.array([0.25, 0.75])
     read = chosen(blocks, monkeypatch, 5)
     library, summarize = sum(map(len, read[0::2])), sum(map(len, read[1::2]))
     assert (library, summarize) == (5 * 2 * 2, 5 * 2 * 6)
@@ -168,3 +171,52 @@ def test_pipelines_are_in_order_and_have_no_tuning_thread_to_wait_for():
     options = seqio_blocks.steady(tf.data.Dataset.range(3)).options()
     assert options.deterministic is True
     assert options.autotune.enabled is False
+
+
+class Numbers(InMemorySource):
+    """Records of one number each."""
+
+    def __init__(self, count):
+        super().__init__(splits=("train",))
+        self._count = count
+
+    def open_split(self, split):
+        return [{"number": i} for i in range(self._count)]
+
+
+@pytest.fixture
+def counting_mixture():
+    """Two tasks at equal rates, of which one drops three of four records and the other makes three examples of each."""
+    features = {"inputs": seqio.Feature(seqio.ByteVocabulary(), add_eos=False, required=False),
+                "targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)}
+    example = {"inputs": lambda n: tf.fill([2], n), "targets": lambda n: tf.fill([2], n)}
+
+    def add(name, value, change):
+        seqio.TaskRegistry.add(name, source=Numbers(100), output_features=features, preprocessors=[
+            change, lambda dataset: dataset.map(lambda _: {key: make(value) for key, make in example.items()})])
+
+    add("counted_dropped", 5, lambda dataset: dataset.filter(lambda record: record["number"] % 4 == 0))
+    add("counted_tripled", 6, lambda dataset: dataset.flat_map(
+        lambda record: tf.data.Dataset.from_tensors(record).repeat(3)))
+    seqio.MixtureRegistry.add("counted", [("counted_dropped", 1.0), ("counted_tripled", 1.0)])
+    yield "counted"
+    seqio.MixtureRegistry.remove("counted")
+    for name in ("counted_dropped", "counted_tripled"):
+        seqio.TaskRegistry.remove(name)
+
+
+def test_rates_are_of_examples_and_not_of_the_records_they_are_made_of(counting_mixture):
+    blocks = source(counting_mixture, packing=False).open()
+    # Over whole epochs of both: 13 records of the first to every one of the second.
+    drawn = [row["decoder_target_tokens"][0] for k in range(26) for stream in range(2)
+             for row in blocks.block(stream, k)]
+    counts = dict(zip(*np.unique(drawn, return_counts=True), strict=True))
+    assert counts[5] / len(drawn) == pytest.approx(0.5, abs=0.04)
+    records = [len(blocks._chosen(j, 0, 0)) for j in range(2)]
+    assert records == [7, 0], "12/13 of eight records, and 1/13"
+
+
+def test_a_task_that_drops_everything_is_named(counting_mixture):
+    seqio.TaskRegistry.get("counted_dropped").preprocessors.insert(0, lambda dataset: dataset.filter(lambda _: False))
+    with pytest.raises(UserError, match="counted_dropped makes no example of 100 of its 100 records"):
+        source(counting_mixture).open()
