@@ -71,6 +71,7 @@ JOBS = {
         "    --gin.BATCH_SIZE=2048 --gin.T5Config.remat=full --gin.MESH=\"{'data': 1, 'fsdp': 64, 'tensor': 4}\"",
         {
             "hardware": ("plan.hardware", "KIND:SHAPE: v5e:16x16, 2xv5p:4x4x8 (slices), h200:64, cpu:8"),
+            "save": ("plan.save", "a folder for the compiled step, for train to start from"),
             "json": ("plan.json_file", "a file for the same as JSON"),
         },
         ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "INITIAL_CHECKPOINT_PATH"),
@@ -113,6 +114,7 @@ class Options:
     search_paths: list[str] = dataclasses.field(default_factory=list)
     dry_run: bool = False
     allow_config_change: bool = False
+    search: bool = False
     numbers: dict[str, int] = dataclasses.field(default_factory=dict)  # of _NUMBERS, those that were given
     verbose: bool = False
     help: bool = False
@@ -225,7 +227,7 @@ def compilation_cache(folder: str | None = "~/.cache/t5x-lite/xla") -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 # Parameters of the jobs that know them, and what they are about.
-_JOB_SWITCHES = {"dry_run": "dry run", "allow_config_change": "run to go on with"}
+_JOB_SWITCHES = {"dry_run": "dry run", "allow_config_change": "run to go on with", "search": "search"}
 _SWITCHES = (*_JOB_SWITCHES, "verbose", "help", "version")
 _NUMBERS = ("show_batches", "at_step")
 
@@ -344,6 +346,8 @@ def job_help(name: str) -> str:
            ("--show_batches=N", "with --dry_run: the texts of N batches, with their weights and where they come from"),
            ("--at_step=N", "with --show_batches: from the batch of step N on, say that of a jump in the loss")]
           if name == "train" else []),
+        *([("--search", "find the mesh, remat policy and number of microbatches that fit and are fastest")]
+          if name == "plan" else []),
         ("--verbose", "show the trace of an error in the configuration too"),
     ]
     example = ["  " + line for line in job.example.splitlines()]

@@ -17,6 +17,7 @@ from t5x_lite.partitioning import DEFAULT_RULES, MeshConfig
 from t5x_lite.plan.collectives import BETWEEN_SLICES, Collective, collectives
 from t5x_lite.plan.hardware import CHIPS, Hardware
 from t5x_lite.plan.program import Program, TooLarge, _too_large, batch_shapes, compile_step
+from t5x_lite.plan.summary import link_seconds
 from t5x_lite.trainer import Trainer
 
 CONFIG = T5Config(vocab_size=256, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=3,
@@ -112,7 +113,7 @@ def test_the_program_of_several_slices_is_that_of_one():
                                            (("data", "tensor"), True)])
 def test_the_outermost_axes_reach_beyond_a_host(axes, network):
     sent = [Collective("all-reduce", axes, 1e9, 1)]
-    seconds = plan._link_seconds(sent, Hardware.parse("h100:32"), {"data": 4, "fsdp": 4, "tensor": 2})
+    seconds = link_seconds(sent, Hardware.parse("h100:32"), {"data": 4, "fsdp": 4, "tensor": 2})
     assert seconds == {"links": 0 if network else 1e9 / 450e9, "network": 1e9 / 50e9 if network else 0}
 
 

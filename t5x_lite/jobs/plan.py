@@ -8,6 +8,8 @@ import copy
 import dataclasses
 import json
 import math
+import os
+from collections.abc import Callable, Sequence
 
 import gin
 import jax
@@ -20,17 +22,26 @@ from t5x_lite.jobs import train  # noqa: F401  (gin must know it: its arguments 
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model
 from t5x_lite.partitioning import MeshConfig, leaves_by_path
-from t5x_lite.plan.collectives import BETWEEN_SLICES
 from t5x_lite.plan.hardware import Hardware
-from t5x_lite.plan.program import Program, TooLarge, batch_shapes, compile_step
+from t5x_lite.plan.program import batch_shapes, compile_step
+from t5x_lite.plan.search import Way, search_ways
+from t5x_lite.plan.summary import amount, describe, summarize
 from t5x_lite.trainer import Trainer
 
 TRAIN = "t5x_lite.train"
 OPTIONAL = {"loss": Loss, "mesh": MeshConfig, "trainable": Trainable, "num_microbatches": lambda: 1}
+# Of a search: lines shown, programs compiled at most, and how many of them shall fit.
+SHOWN, MOST_COMPILED, WANTED = 10, 6, 3
 
 
 @gin.configurable(module="t5x_lite")
-def plan(hardware: str = gin.REQUIRED, mfu: float = 0.4, json_file: str | None = None) -> int:
+def plan(
+    hardware: str = gin.REQUIRED,
+    mfu: float = 0.4,
+    search: bool = False,
+    save: str | None = None,
+    json_file: str | None = None,
+) -> int:
     """Compiles the training step that the gin files describe for `hardware`, and prints what it takes.
 
     Nothing is allocated, and no data are read. What the run would bind is bound as for `train`.
@@ -39,6 +50,10 @@ def plan(hardware: str = gin.REQUIRED, mfu: float = 0.4, json_file: str | None =
       hardware: `v5e:16x16`, `v4:8x8x8` (a slice by its shape), `2xv5e:16x16` (slices over a network), `h100:8`,
         `cpu:8`.
       mfu: at which to say how many tokens a second there would be.
+      search: reckon all sensible meshes, remat policies and numbers of microbatches, compile those that promise most
+        until three fit, and go on with the fastest.
+      save: a folder for the compiled step. `train` finds it there when it runs on such hardware, with the same versions
+        of jax and jaxlib and with `compilation_cache.folder` set to it.
       json_file: the same as JSON.
 
     Returns:
@@ -48,28 +63,89 @@ def plan(hardware: str = gin.REQUIRED, mfu: float = 0.4, json_file: str | None =
       UserError: wrong hardware; a mesh that does not fit it; or what `train` would refuse.
     """
     target = Hardware.parse(hardware)
+    if save and not target.can_be_compiled_for:
+        raise UserError(f"--save: for {hardware} only an estimate is compiled, which no GPU can run; on the GPU host "
+                        "train keeps its own compiled step in compilation_cache.folder")
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")  # whatever this machine has, it is not asked
+    if save:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(save))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     run = run_of_the_gin_files()
-    trainer = Trainer(Model(run["model"]), run["optimizer"], run["loss"], run["mesh"].build(target.devices()),
-                      num_microbatches=run["num_microbatches"], trainable=run["trainable"])
-    trainer.check_batch_size(run["batch_size"])
     source = run["data"]
     if not isinstance(source, SeqioSource):
         raise UserError("plan needs SeqioSource as train.data, whose feature lengths say how large a batch is")
-    lengths = dict(source.feature_lengths)
-    batch = batch_shapes(trainer, run["batch_size"], lengths, source.packing)
-    print(trainer.partitioner.describe())
-    for name, size in replicated(trainer).items():
-        print(f"note: {name}, {_size(size)}, is whole on every device: no rule of Mesh.rules shards it over this MESH")
-    print("compiling ...", flush=True)
-    program = compile_step(trainer, batch)
-    summary = summarize(target, trainer, run["batch_size"], lengths, program, mfu)
+    lengths, devices = dict(source.feature_lengths), target.devices()
+    trainer = Trainer(Model(run["model"]), run["optimizer"], run["loss"], run["mesh"].build(devices),
+                      num_microbatches=run["num_microbatches"], trainable=run["trainable"])
+
+    def compiled(trainer: Trainer) -> dict:
+        trainer.check_batch_size(run["batch_size"])
+        print(f"{trainer.partitioner.describe()}, remat {trainer.model.config.remat}, {trainer.num_microbatches} "
+              "microbatch(es): compiling ...", flush=True)
+        program = compile_step(trainer, batch_shapes(trainer, run["batch_size"], lengths, source.packing))
+        return summarize(target, trainer, run["batch_size"], lengths, program, mfu)
+
+    if search:
+        summary = best_of(target, trainer, run["mesh"], devices, run["batch_size"], lengths, compiled)
+    else:
+        for name, size in replicated(trainer).items():
+            print(f"note: {name}, {amount(size)}, is whole on every device: no rule of Mesh.rules shards it over this "
+                  "MESH")
+        summary = compiled(trainer)
     print(describe(summary))
+    if save:
+        print(f"saved in {save}; there: t5x-lite train ... --gin.compilation_cache.folder={os.path.abspath(save)}")
     if json_file:
         with open(json_file, "w") as file:
             json.dump(summary, file, indent=1)
     return 0 if summary["fits"] else 1
+
+
+def best_of(hardware: Hardware, trainer: Trainer, mesh: MeshConfig, devices, batch_size: int, lengths: dict[str, int],
+            compiled: Callable[[Trainer], dict]) -> dict:
+    """Summary of the fastest way that fits, of those that were compiled, or of the last where none fits.
+
+    Prints what was reckoned and what was compiled.
+
+    Args:
+      compiled: from a trainer to the summary of its step.
+    """
+    peak = hardware.peak or flops.peak()[0]
+    ways = search_ways(trainer, mesh, devices, hardware, batch_size, lengths, peak)
+    print(reckoned(ways[:SHOWN], f"{len(ways)} ways, reckoned"))
+    fitting, tried = [], []
+    for way in ways:
+        if any(way.mesh == other.mesh for other, _ in fitting):
+            continue  # which recomputes less
+        summary = compiled(way.trainer(trainer, mesh, devices))
+        if summary["fits"]:
+            # What is sent is known now.
+            way = dataclasses.replace(way, estimate=dataclasses.replace(
+                way.estimate, memory=summary["peak"],
+                seconds={**way.estimate.seconds, **{k: summary["seconds"][k] for k in ("links", "network")}}))
+            fitting.append((way, {**summary, "flags": way.flags}))
+        tried.append(way)
+        if len(fitting) == WANTED or len(tried) == MOST_COMPILED:
+            break
+    if not fitting:
+        print(f"none of the {len(tried)} that promise most fits")
+        return summary
+    fitting.sort(key=lambda one: one[0].estimate.step)
+    print(reckoned([way for way, _ in fitting], f"{len(tried)} compiled, {len(fitting)} fit"))
+    way, summary = fitting[0]
+    print(f"best: {way.flags}")
+    return summary
+
+
+def reckoned(ways: Sequence[Way], title: str) -> monitor.Table:
+    table = monitor.Table(["data", "fsdp", "tensor", "remat", "microbatches", "memory", "step ms", "compute", "memory",
+                           "links", "network"], title=title)
+    for way in ways:
+        seconds = (f"{1e3 * second:,.0f}" for second in way.estimate.seconds.values())
+        table.add(*way.mesh.values(), way.remat, way.num_microbatches, amount(way.estimate.memory),
+                  f"{1e3 * way.estimate.step:,.0f}", *seconds)
+    return table
 
 
 def run_of_the_gin_files() -> dict:
@@ -104,100 +180,3 @@ def replicated(trainer: Trainer) -> dict[str, int]:
     sharded = math.prod(trainer.partitioner.mesh.shape[axis] for axis in ("fsdp", "tensor")) > 1
     return {name: size for name, size in sizes.items()
             if sharded and size >= large and shardings[name].is_fully_replicated}
-
-
-def summarize(hardware: Hardware, trainer: Trainer, batch_size: int, lengths: dict[str, int],
-              program: Program | TooLarge, mfu: float) -> dict:
-    """Numbers alone; bytes and FLOPs are those of one device unless the name says otherwise."""
-    config, chip = trainer.model.config, hardware.chip
-    mesh = dict(trainer.partitioner.mesh.shape)
-    useful = flops.train_flops_per_example(config, lengths.get("inputs", 0), lengths["targets"]) * batch_size
-    peak = hardware.peak or flops.peak()[0]
-    tokens = batch_size * sum(lengths.values())
-    summary = {
-        "hardware": hardware.name, "devices": hardware.number, "mesh": mesh,
-        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(trainer.abstract_state.params)),
-        "parameter_bytes": _share(trainer.abstract_state.params, trainer.shardings.params),
-        "optimizer_bytes": _share(trainer.abstract_state.opt_state, trainer.shardings.opt_state),
-        "memory": chip.memory, "step_flops_all_devices": useful, "tokens_a_step": tokens,
-        "compile_seconds": program.seconds,
-        "tokens_per_second_at_mfu": {str(mfu): tokens * mfu * peak * hardware.number / useful},
-        "compiled_for": "the hardware" if hardware.is_tpu or hardware.family == "cpu" else
-                        "CPU devices in its place: bytes are estimates",
-    }
-    if not isinstance(program, Program):
-        return {**summary, "fits": False, "needed": program.used, "limit": program.limit, "largest": program.largest}
-    seconds = {
-        "compute": useful / hardware.number / peak,
-        # Every byte of state is read and written at least once.
-        "memory": 2 * program.arguments / chip.bandwidth,
-        **_link_seconds(program.collectives, hardware, mesh),
-    }
-    bound_by = max(seconds, key=seconds.get)
-    return {
-        **summary, "fits": program.peak <= chip.memory, "arguments": program.arguments, "peak": program.peak,
-        "headroom": chip.memory - program.peak,
-        "collectives": [dataclasses.asdict(c) for c in program.collectives],
-        "seconds": seconds, "bound_by": bound_by, "shortest_step": seconds[bound_by],
-        "tokens_per_second_at_most": tokens / seconds[bound_by],
-    }
-
-
-def _share(abstract, shardings) -> int:
-    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, abstract, shardings)
-    return sum(jax.tree.leaves(sizes))
-
-
-def _link_seconds(collectives, hardware: Hardware, mesh: dict[str, int]) -> dict[str, float]:
-    """Seconds on the links and on the network between slices or hosts, each as if nothing overlapped with it."""
-    near = far = 0.0
-    for c in collectives:
-        hosts = not hardware.is_tpu and _spans_hosts(c.axes or tuple(mesh), mesh, hardware.near)
-        if hosts or c.kind == BETWEEN_SLICES:
-            far += c.sent
-        else:
-            near += c.sent
-    return {"links": near / hardware.chip.links, "network": far / hardware.chip.network}
-
-
-def _spans_hosts(axes, mesh: dict[str, int], near: int) -> bool:
-    """Devices are given to the mesh host by host, so that only its outermost axes reach beyond one."""
-    inner = math.prod(mesh.values())
-    for axis, size in mesh.items():
-        if axis in axes and inner > near:
-            return True
-        inner //= size
-    return False
-
-
-def describe(summary: dict) -> str:
-    """For people: a table, then what to make of it."""
-    table = monitor.Table(["", "a device"], title=f"{summary['hardware']}: {summary['devices']} devices, mesh "
-                          + " × ".join(f"{axis} {size}" for axis, size in summary["mesh"].items()))
-    table.add("parameters", f"{_size(summary['parameter_bytes'])} of {summary['parameters']:,} numbers")
-    table.add("optimizer state", _size(summary["optimizer_bytes"]))
-    lines = []
-    if "peak" in summary:
-        table.add("peak memory", f"{_size(summary['peak'])} of {_size(summary['memory'])}")
-        table.add("headroom", _size(summary["headroom"]))
-        for c in summary["collectives"]:
-            axes = ", ".join(c["axes"]) or "other groups"
-            table.add(f"{c['kind']} over {axes}", f"{_size(c['sent'])} sent, {c['times']} times")
-        for name, seconds in summary["seconds"].items():
-            table.add(f"time for {name}", f"{1e3 * seconds:,.1f} ms")
-        lines.append(f"a step takes at least {1e3 * summary['shortest_step']:,.1f} ms, bound by {summary['bound_by']}: at "
-                     f"most {summary['tokens_per_second_at_most']:,.0f} tokens/s")
-    for mfu, tokens in summary["tokens_per_second_at_mfu"].items():
-        lines.append(f"at {100 * float(mfu):.0f} % MFU: {tokens:,.0f} tokens/s")
-    lines.append(f"compiled for {summary['compiled_for']} in {summary['compile_seconds']:.0f} s")
-    if not summary["fits"]:
-        needed, limit = summary.get("peak", summary.get("needed")), summary.get("limit", summary["memory"])
-        amounts = f": {_size(needed)} of {_size(limit)}" if needed and limit else ""
-        lines.append(f"DOES NOT FIT{amounts}. In this order: shard the parameters (a larger fsdp in MESH), recompute "
-                     "(T5Config.remat='full'), split the batch (train.num_microbatches), tensor parallelism in MESH")
-        lines += [f"  largest: {line}" for line in summary.get("largest", ())]
-    return "\n".join([str(table), *lines])
-
-
-def _size(number: float) -> str:
-    return f"{number / 2**30:.2f} GiB" if abs(number) >= 2**30 / 100 else f"{number / 2**20:.2f} MiB"

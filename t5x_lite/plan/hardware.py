@@ -45,9 +45,13 @@ CHIPS = {
     "a100": Chip("NVIDIA A100", 80 * GB, 2039 * GB, 300 * GB, 25 * GB),
     "h100": Chip("NVIDIA H100", 80 * GB, 3350 * GB, 450 * GB, 50 * GB),
     "h200": Chip("NVIDIA H200", 141 * GB, 4800 * GB, 450 * GB, 50 * GB),
-    "cpu": Chip("cpu", 4 * GB, 10 * GB, 5 * GB, 1 * GB),
+    "cpu": Chip("cpu", math.nan, 20 * GB, 10 * GB, 1 * GB),  # a machine's, of which each device has its part
 }
 GPUS_A_HOST = 8
+
+
+def _machine_memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +78,21 @@ class Hardware:
 
     @property
     def chip(self) -> Chip:
-        return CHIPS[self.family]
+        chip = CHIPS[self.family]
+        if self.family != "cpu":
+            return chip
+        # CPU devices share their machine.
+        return dataclasses.replace(chip, memory=_machine_memory() / self.number, bandwidth=chip.bandwidth / self.number,
+                                   links=chip.links / self.number)
 
     @property
     def is_tpu(self) -> bool:
         return self.chip.kind.startswith("TPU")
+
+    @property
+    def can_be_compiled_for(self) -> bool:
+        """Where it is not there; a GPU's program is compiled for CPU devices in its place."""
+        return self.is_tpu or self.family == "cpu"
 
     @property
     def peak(self) -> float | None:
@@ -94,6 +108,21 @@ class Hardware:
     def number(self) -> int:
         cores = 2 if self.family in ("v2", "v3") else 1
         return self.slices * cores * math.prod(map(int, self.topology.split("x")))
+
+    def spans_network(self, axes: tuple[str, ...], mesh: dict[str, int]) -> bool:
+        """Whether devices that differ along these axes of a mesh are joined by the network alone.
+
+        Slices share the first axis. GPUs are given to the mesh host by host, so that only its outermost axes reach
+        beyond one.
+        """
+        if self.is_tpu:
+            return self.slices > 1 and next(iter(mesh)) in axes
+        inner = math.prod(mesh.values())
+        for axis, size in mesh.items():
+            if axis in axes and size > 1 and inner > self.near:
+                return True
+            inner //= size
+        return False
 
     def devices(self) -> list:
         """To compile for, slice by slice. TPUs need libtpu, but no TPU; in place of GPUs there are CPU devices.
