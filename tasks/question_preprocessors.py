@@ -1,10 +1,9 @@
-"""Question answering as text: SQuAD, TriviaQA, and questions asked with the book closed.
+"""Question answering as text, with a text that has the answer: SQuAD and TriviaQA.
 
 Regular expressions are RE2's: `\\s` and `[[:punct:]]` know ASCII only, so that a no-break space and typographic
 quotation marks stay as they are, while `\\W` takes every letter outside ASCII for the end of a word.
 
-Sources: Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), section 2.4; Roberts et al. 2020
-(https://arxiv.org/abs/2002.08910) for closed books.
+Source: Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), section 2.4.
 """
 
 from collections.abc import Mapping
@@ -147,41 +146,3 @@ def trivia_qa_truncate_inputs(
         return {"inputs": tf.cond(tf.size(inputs) > length, window, lambda: inputs), "targets": targets}
 
     return cut(dataset).filter(lambda x: tf.size(x["inputs"]) > 0)
-
-
-# Closed books ------------------------------------------------------------------------------------------------------
-
-
-@seqio.map_over_dataset
-def natural_questions_open(x: Features, prefix: str = "nq question: ") -> Features:
-    """The question alone -> the first answer; `answers` [n] are kept."""
-    return _closed_book(prefix, x["question"], x["answer"][0], x["answer"])
-
-
-@seqio.map_over_dataset
-def web_questions_open(x: Features, prefix: str = "wq question: ") -> Features:
-    """The question alone -> the first answer; `answers` [n] are kept."""
-    return _closed_book(prefix, x["question"], x["answers"][0], x["answers"])
-
-
-@seqio.map_over_dataset
-def trivia_qa_open(x: Features, prefix: str = "trivia_qa question: ") -> Features:
-    """The question alone -> the answer; its aliases are kept as `answers` [n]."""
-    return _closed_book(prefix, x["question"], x["answer"]["value"], x["answer"]["aliases"])
-
-
-@seqio.map_over_dataset
-def trivia_question(x: Features) -> Features:
-    """`trivia question: …` -> the answer, of T5's notebook on trivia: in lower case (ASCII), less a pair of '…'."""
-
-    def plain(text):
-        return tf.strings.regex_replace(tf.strings.lower(text), "'(.*)'", r"\1")
-
-    return {
-        "inputs": tf.strings.join(["trivia question: ", plain(x["question"])]),
-        "targets": plain(x["answer"]["value"]),
-    }
-
-
-def _closed_book(prefix: str, question: tf.Tensor, target: tf.Tensor, answers: tf.Tensor) -> Features:
-    return {"inputs": tf.strings.join([prefix, question]), "targets": target, "answers": answers}

@@ -1,6 +1,5 @@
 """Questions and answers at their edges."""
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -84,13 +83,3 @@ def test_trivia_qa_cuts_a_window_around_the_answer():
     assert truncate(tokens, [8], 7) == {tuple(tokens)}  # short enough: not looked into
     assert truncate(tokens, [7, 5], 4) == set()  # not there
     assert truncate(tokens, [3, 5, 7, 9, 11], 4) == set()  # no room
-
-
-def test_closed_books():
-    example = {"question": "Who's 'It'?", "answer": {"value": "'The' É", "aliases": tf.constant(["a", "b"])}}
-    (found,) = run(question_preprocessors.trivia_question, example)
-    # The pattern takes from the first mark to the last.
-    assert found == {"inputs": "trivia question: whos 'it?".encode(), "targets": "the É".encode()}
-    (found,) = run(question_preprocessors.trivia_qa_open, example)
-    assert found["inputs"] == b"trivia_qa question: Who's 'It'?" and found["targets"] == "'The' É".encode()
-    assert np.array_equal(found["answers"], [b"a", b"b"])

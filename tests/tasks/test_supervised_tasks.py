@@ -117,6 +117,11 @@ CASES = {
         [{"question": "who won", "answer": ["Ann", "Anne"]}], [("nq question: who won", "Ann")]),
     "natural_questions_open_test": (
         [{"question": "who won", "answer": ["Ann", "Anne"]}], [("nq question: who won", "Ann")]),
+    "natural_questions_open_randanswer": (
+        [{"question": "who won", "answer": ["Ann", "Ann"]}], [("nq question: who won", "Ann")]),
+    "salient_span_masked_wikipedia": (
+        [{"title": "T", "text": "Ann won.", "spans": {"start": [0], "limit": [3], "type": ["PER"]}}],
+        [("nem: _X_ won.", "Ann")]),
     "web_questions_open": (
         [{"url": "", "question": "who won?", "answers": ["Ann", "Anne"]}], [("wq question: who won?", "Ann")]),
     "web_questions_open_test": (
