@@ -22,16 +22,18 @@ from t5x_lite.errors import UserError
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # (logical axis, mesh axes). Parameters shard their width over `fsdp` and the wide side of every product over `tensor`;
-# activations shard the batch over both data axes and keep their own width whole.
+# activations shard the batch over both data axes and keep their own width whole. Of an array's axes the one that stands
+# first here gets a mesh axis: with ("length", "tensor") positions share what no heads, hidden units or words do
+# (sequence parallelism, Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198).
 DEFAULT_RULES: tuple[tuple[str, Any], ...] = (
     ("batch", ("data", "fsdp")),
-    ("length", None),
-    ("activation", None),
     ("embed", "fsdp"),
     ("vocab", "tensor"),
     ("mlp", "tensor"),
     ("heads", "tensor"),
     ("joined_kv", "tensor"),
+    ("length", None),
+    ("activation", None),
     ("kv", None),
     ("layers", None),
     ("relpos_buckets", None),
@@ -50,7 +52,8 @@ class MeshConfig:
 
     Attributes:
       shape: size of each mesh axis, `{"data": -1, "fsdp": 1, "tensor": 1}`; one may be -1 and takes what is left.
-      rules: pairs (logical axis, mesh axis, tuple of them, or None).
+      rules: pairs (logical axis, mesh axis, tuple of them, or None). A mesh axis shards one axis of an array: that
+        which stands first in the table.
     """
 
     shape: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
@@ -108,7 +111,12 @@ class Partitioner:
         unknown = [name for name in logical_axes if name is not None and name not in self.rules]
         if unknown:
             raise UserError(f"Mesh.rules has no rule for the logical axes {unknown}; add (name, None) to replicate")
-        return PartitionSpec(*(None if name is None else self.rules[name] for name in logical_axes))
+        given, taken = {}, set()
+        for name, axes in self.rules.items():
+            if name in logical_axes and not taken & set(_as_tuple(axes)):
+                given[name] = axes
+                taken |= set(_as_tuple(axes))
+        return PartitionSpec(*(given.get(name) for name in logical_axes))
 
     def sharding(self, *logical_axes: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, self.spec(logical_axes))
@@ -170,11 +178,17 @@ class Partitioner:
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-    """Pin an activation's sharding by the names of its axes; x itself where no partitioner is in force."""
+    """Pin an activation's sharding by the names of its axes; x itself where no partitioner is in force.
+
+    An axis that its devices do not divide, such as the one position of a decoding step, stays whole.
+    """
     partitioner = _active.get()
     if partitioner is None or partitioner.mesh.devices.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partitioner.sharding(*logical_axes))
+    spec = partitioner.spec(logical_axes)
+    spec = PartitionSpec(*(axes if partitioner.divides((n,), (axes,)) else None
+                           for n, axes in zip(x.shape, spec, strict=True)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(partitioner.mesh, spec))
 
 
 def by_axes(function: Callable, in_axes, out_axes, summed: int | None = None) -> Callable:

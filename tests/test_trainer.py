@@ -13,6 +13,7 @@ from t5x_lite import optimizers, trainer
 from t5x_lite.errors import UserError
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
+from t5x_lite.partitioning import DEFAULT_RULES
 from t5x_lite.partitioning import leaves_by_path as paths
 
 # Wide enough for Adafactor to factor (128), heads and widths that eight devices divide, dropout on.
@@ -21,13 +22,14 @@ CONFIG = T5Config(
     dropout_rate=0.1,
 )
 FLOAT64 = dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64")
+SEQUENCE_PARALLEL = tuple((name, "tensor" if name == "length" else axes) for name, axes in DEFAULT_RULES)
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
 
 
 @functools.cache  # so that each step is compiled once
-def make_trainer(shape=(1, 1, 1), config=CONFIG, num_microbatches=1):
+def make_trainer(shape=(1, 1, 1), config=CONFIG, num_microbatches=1, rules=DEFAULT_RULES):
     optimizer = optimizers.adafactor(optimizers.inverse_square_root(10, scale=0.1), max_grad_norm=1.0)
-    return trainer.Trainer(Model(config), optimizer, Loss(), mesh(shape), num_microbatches=num_microbatches)
+    return trainer.Trainer(Model(config), optimizer, Loss(), mesh(shape, rules), num_microbatches=num_microbatches)
 
 
 def batch_of(a_trainer, step=0):
@@ -70,6 +72,13 @@ def test_every_mesh_equals_one_device_in_float64(shape):
     """In float64 rounding is out of the way: what is left would be a bug."""
     with jax.enable_x64(True):
         np.testing.assert_allclose(losses(make_trainer(shape, FLOAT64)), one_device_losses(FLOAT64), rtol=1e-10)
+
+
+def test_sequence_parallelism_equals_one_device():
+    """Of the lengths 12 and 7 the mesh divides one."""
+    with jax.enable_x64(True):
+        found = losses(make_trainer((2, 1, 4), FLOAT64, rules=SEQUENCE_PARALLEL), steps=5)
+        np.testing.assert_allclose(found, one_device_losses(FLOAT64)[:5], rtol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [

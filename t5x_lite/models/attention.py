@@ -75,7 +75,8 @@ class Attention(nnx.Module):
         mixed = self._mixed(queries, keys, values, mask, bias)
         mixed = constrain(mixed, "batch", "length", "heads", "kv")
         b, q = mixed.shape[:2]
-        return self.out(mixed.reshape(b, q, self.num_heads * self.head_dim))
+        out = self.out(mixed.reshape(b, q, self.num_heads * self.head_dim))
+        return constrain(out, "batch", "length", "activation")
 
     def _mixed(self, queries, keys, values, mask, bias) -> jax.Array:
         """[b, q, h, k]."""

@@ -125,7 +125,8 @@ class MLP(nnx.Module):
             part = ACTIVATION_FUNCTIONS[activation](getattr(self, name)(x))
             hidden = part if hidden is None else hidden * part
         hidden = constrain(hidden, "batch", "length", "mlp")
-        return self.wo(dropout(hidden, self.dropout_rate, dropout_keys))
+        out = self.wo(dropout(hidden, self.dropout_rate, dropout_keys))
+        return constrain(out, "batch", "length", "activation")
 
 
 def fold(keys: jax.Array | None, site) -> jax.Array | None:

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.models import Model
-from t5x_lite.partitioning import MESH_AXES, MeshConfig, Partitioner, leaves_by_path, path_name
+from t5x_lite.partitioning import DEFAULT_RULES, MESH_AXES, MeshConfig, Partitioner, leaves_by_path, path_name
 from t5x_lite.trainer import Trainer, TrainState
 
 
-def mesh(shape=(1, 1, 1)) -> Partitioner:
+def mesh(shape=(1, 1, 1), rules=DEFAULT_RULES) -> Partitioner:
     """The first devices, as (data, fsdp, tensor)."""
-    return MeshConfig(shape=dict(zip(MESH_AXES, shape, strict=True))).build(jax.devices()[: math.prod(shape)])
+    return MeshConfig(dict(zip(MESH_AXES, shape, strict=True)), rules).build(jax.devices()[: math.prod(shape)])
 
 
 def make_inputs(rows, length=10, v=40, seed=0) -> np.ndarray:
