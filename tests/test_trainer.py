@@ -151,7 +151,7 @@ def test_scanned_and_unrolled_layers_get_the_same_updates():
             np.testing.assert_allclose(found, one_device_losses(FLOAT64)[step], rtol=1e-10)
 
 
-@pytest.mark.parametrize("remat", ["minimal", "full"])
+@pytest.mark.parametrize("remat", ["minimal", "offload", "full"])
 def test_rematerialisation_changes_nothing(remat):
     difference = gradients(make_trainer(config=dataclasses.replace(CONFIG, remat=remat))) - one_device_gradients()
     assert np.linalg.norm(difference) <= 1e-6 * np.linalg.norm(one_device_gradients())

@@ -9,7 +9,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models import finetuning_config
 
 ACTIVATIONS = ("relu", "gelu", "silu", "linear")
-REMAT_POLICIES = ("none", "minimal", "full")
+REMAT_POLICIES = ("none", "minimal", "offload", "full")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ATTENTIONS = ("auto", "arrays", "tiles")
 ARCHITECTURES = ("encoder_decoder", "prefix_lm", "causal_lm")
@@ -42,7 +42,8 @@ class T5Config:
       scan_layers: layers stacked on a leading axis and scanned, so that compile time does not grow with depth.
       scan_unroll: layers in one turn of the scan. On CPUs XLA runs a loop's body on fewer threads than straight code, so
         that small models train faster with all layers in one.
-      remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products) or "full".
+      remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products), "offload" (as minimal,
+        the products waiting in the host's memory) or "full".
       attention: how training attends: "arrays" [b, h, q, m] of scores; "tiles" of them by kernels for GPUs, with less
         memory and time (flash_attention.py; elsewhere interpreted, and slow); or "auto", tiles where a GPU computes in
         16 bits. Both compute the same.

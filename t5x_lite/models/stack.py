@@ -67,7 +67,12 @@ class Stack(nnx.Module):
     def _rematerialised(self, body: Callable) -> Callable:
         if self.remat == "none":
             return body
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "minimal" else None
+        policies = jax.checkpoint_policies
+        policy = {
+            "minimal": policies.dots_with_no_batch_dims_saveable,
+            "offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+            "full": None,
+        }[self.remat]
         return jax.checkpoint(body, policy=policy, prevent_cse=not self.scanned)
 
 

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
-from t5x_lite.models.config import REMAT_POLICIES
 from t5x_lite.partitioning import MeshConfig
 from t5x_lite.plan.estimate import Estimate, State, estimate
 from t5x_lite.plan.hardware import Hardware
 from t5x_lite.trainer import Trainer
 
+# Without "offload", whose time is that of the way to the host.
+REMAT_POLICIES = ("none", "minimal", "full")
 MICROBATCHES = (1, 2, 4, 8, 16)
 # Of a device's memory: what it keeps for itself, and an estimate's error.
 USABLE = 0.9
