@@ -30,7 +30,8 @@ class Job:
     """A gin configurable that the command line calls, and what `--help` says about it.
 
     `flags` are short forms: the flag's name, what is bound to its text, a line of help. `unneeded` are macros that gin
-    files refer to, but not what this job reads of them.
+    files refer to, but not what this job reads of them. `words` is what is bound to the words without a flag, and what
+    they are called; other jobs take none.
     """
 
     module: str
@@ -39,6 +40,7 @@ class Job:
     example: str
     flags: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     unneeded: tuple[str, ...] = ()
+    words: tuple[str, str] | None = None
 
 
 _MODEL_DIR = {"model_dir": ("MODEL_DIR", "short for --gin.MODEL_DIR")}
@@ -88,6 +90,13 @@ JOBS = {
             "corpus": ("study.corpus", "a file of gin/study/corpora, for other tasks than the paper's"),
         },
     ),
+    "report": Job(
+        "t5x_lite.jobs.report", "report", "make one page of one or several runs: curves, tables, predictions",
+        "t5x-lite report /tmp/t5x_lite/run /tmp/t5x_lite/other --output=/tmp/t5x_lite/report.html",
+        {"output": ("report.output", "the file to write, report.html by default"),
+         "title": ("report.title", "above the page")},
+        words=("report.model_dirs", "MODEL_DIR ..."),
+    ),
     "convert": Job(
         "t5x_lite.jobs.convert", "convert", "bring checkpoints in from and out to other systems, or into another form",
         "t5x-lite convert --from=/tmp/t5x_lite/run --to=/tmp/t5x_lite/exported --format=hugging_face",
@@ -115,6 +124,7 @@ class Options:
     dry_run: bool = False
     allow_config_change: bool = False
     search: bool = False
+    words: list[str] = dataclasses.field(default_factory=list)  # those without a flag
     numbers: dict[str, int] = dataclasses.field(default_factory=dict)  # of _NUMBERS, those that were given
     verbose: bool = False
     help: bool = False
@@ -250,6 +260,9 @@ def parse_flags(argv: Sequence[str]) -> Options:
             if not options.job:
                 options.job = _job_name(argument)
                 continue
+            if JOBS[options.job].words:
+                options.words.append(os.path.expanduser(argument))
+                continue
             raise UserError(f"'{argument}' is not a flag; every choice is --flag=value, see t5x-lite {options.job} "
                             "--help")
         name, equals, value = argument[2:].partition("=")
@@ -281,6 +294,9 @@ def parse_flags(argv: Sequence[str]) -> Options:
                 raise UserError(f"--{name} has no value: write --{name}=VALUE")
             # Always text, so it is quoted: --model_dir=2024 is a folder and not a number.
             options.bindings.append(configuration.Binding(target, repr(os.path.expanduser(value)), f"--{name}"))
+    if options.words:
+        target, words = JOBS[options.job].words
+        options.bindings.append(configuration.Binding(target, repr(tuple(options.words)), words))
     return options
 
 

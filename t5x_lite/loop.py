@@ -171,6 +171,8 @@ class Loop:
                                    "updates left out so far)")
             if step % self.calendar.log_every == 0 or step == 1:
                 host |= self.meter.window() | {"skipped_updates": watch.skipped}
+                if (peak := monitor.peak_memory()) is not None:
+                    host["peak_memory_gib"] = peak
                 self.writer.write(step, {f"train/{k}": v for k, v in host.items()})
             self.progress.update(step, host)
 

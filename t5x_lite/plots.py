@@ -1,5 +1,6 @@
 """Pictures of runs, from their metrics.jsonl. matplotlib is imported when a picture is drawn, not before."""
 
+import io
 import json
 from collections.abc import Mapping
 
@@ -10,7 +11,10 @@ from t5x_lite.errors import UserError
 from t5x_lite.monitor import metrics_files
 
 
-def read_metrics(model_dir) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def read_metrics(model_dir) -> Metrics:
     """All metrics of a run, also of one that is still writing.
 
     Args:
@@ -59,7 +63,24 @@ def smooth(values, window: int) -> np.ndarray:
 
 
 def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing: int | None = None):
-    """Draws the loss curves of several runs into one picture.
+    """Draws the loss curves of several runs into one picture; see `losses_figure`.
+
+    Args:
+      runs: {label: MODEL_DIR}.
+      path: of the picture; its ending chooses the format (png, svg, pdf).
+
+    Raises:
+      UserError: no run holds a loss.
+    """
+    metrics = {label: read_metrics(model_dir) for label, model_dir in runs.items()}
+    figure = losses_figure(metrics, title=title, smoothing=smoothing)
+    if figure is None:
+        raise UserError(f"no run holds a loss to draw: {', '.join(str(run) for run in runs.values())}")
+    save(figure, path)
+
+
+def losses_figure(runs: Mapping[str, Metrics], *, title: str = "Loss", smoothing: int | None = None):
+    """The loss curves of several runs; None where no run holds a loss.
 
     The training loss stands as a pale line with its moving average over it, each task's validation loss as points of
     the same colour. Both axes stay linear, which keeps differences of late training readable, unless the losses span
@@ -67,21 +88,16 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
     are).
 
     Args:
-      runs: {label: MODEL_DIR}.
-      path: of the picture; its ending chooses the format (png, svg, pdf).
+      runs: {label: what `read_metrics` gives}.
       title: above the picture.
       smoothing: width of the moving average in values; a fortieth of the curve by default.
-
-    Raises:
-      UserError: no run holds a loss.
     """
     from matplotlib import ticker
 
     figure = new_figure(9, 5.5)
     axes = figure.add_subplot()
     shown, lengths = [], []
-    for number, (label, model_dir) in enumerate(runs.items()):
-        metrics = read_metrics(model_dir)
+    for number, (label, metrics) in enumerate(runs.items()):
         color = f"C{number % 10}"
         if "train/loss" in metrics:
             steps, values = metrics["train/loss"]
@@ -103,7 +119,7 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
             lengths.append(steps[-1])
     finite = np.concatenate([v[np.isfinite(v)] for v in shown]) if shown else np.array([])
     if not len(finite):
-        raise UserError(f"no run holds a loss to draw: {', '.join(str(run) for run in runs.values())}")
+        return None
 
     low, high = finite.min(), finite.max()
     if low > 0 and high / low > 20:
@@ -124,7 +140,7 @@ def plot_losses(runs: Mapping[str, str], path, *, title: str = "Loss", smoothing
     axes.grid(True, which="both", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    save(figure, path)
+    return figure
 
 
 def new_figure(width: float, height: float):
@@ -144,6 +160,17 @@ def save(figure, path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         figure.savefig(file, format=path.suffix.lstrip(".") or "png")
+
+
+def svg(figure) -> str:
+    """The figure as an element for a page, its words as text."""
+    import matplotlib
+
+    text = io.StringIO()
+    # Else each drawing of a figure has other names in it, and other bytes.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "t5x-lite"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg"):]
 
 
 def _markers():

@@ -207,7 +207,10 @@ def train(
         say(flops.describe_peak(jax.devices()[0], dtype=model.dtype))
         if watchdog_seconds is not None:
             say(f"after {watchdog_seconds:,.0f} s without a step all stacks are printed (train.watchdog_seconds)")
-        progress = until_the_end.enter_context(monitor.Progress(train_steps, start, enabled=main, started=started))
+        journal = monitor.Journal(model_dir, enabled=main)
+        journal.add(f"started: step {start} of {train_steps}, {partitioner.describe()}")
+        progress = until_the_end.enter_context(
+            monitor.Progress(train_steps, start, enabled=main, started=started, keep=journal.add))
         writer = until_the_end.enter_context(
             monitor.MetricsWriter(model_dir, resume_step=start, enabled=main, say=progress.note)
         )
@@ -239,6 +242,7 @@ def train(
         else:
             totals = ", ".join(f"{name} {value:,.4g}" for name, value in loop.meter.total().items())
             say(f"done: step {loop.step}, {totals}")
+            journal.add(f"done: step {loop.step}, {totals}")
     return 0
 
 

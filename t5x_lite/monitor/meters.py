@@ -144,3 +144,21 @@ class Meter:
         if self._per_step:
             rates["mfu"] = steps * self._per_step / seconds
         return rates
+
+
+def peak_memory() -> float | None:
+    """GiB that the fullest of this process's devices has had in use at once; on CPUs, that this process has.
+
+    None where neither is known.
+    """
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if peaks:
+        return max(peaks) / 2**30
+    with contextlib.suppress(ImportError):  # systems that are not Unix
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
+    return None

@@ -1,6 +1,7 @@
 """The terminal: a progress bar or plain lines, and tables of text."""
 
 import collections
+import html
 import math
 import os
 import sys
@@ -44,12 +45,14 @@ class Progress:
       every_steps: a plain line at each multiple of it instead.
       started: `clock()` at the start of the program, so that imports and compilation count in "first loss after".
       enabled: False makes every method do nothing (processes other than the first).
+      keep: is given each note, too: a journal's `add`.
       clock: seconds, monotonic.
     """
 
     def __init__(self, total_steps: int, start_step: int = 0, *, file=None, terminal: bool | None = None,
                  every_seconds: float = 30.0, every_steps: int | None = None, started: float | None = None,
-                 enabled: bool = True, clock: Callable[[], float] = time.monotonic):
+                 enabled: bool = True, keep: Callable[[str], None] = lambda text: None,
+                 clock: Callable[[], float] = time.monotonic):
         self._file = sys.stdout if file is None else file
         self._total, self._start = total_steps, start_step
         self._every_seconds, self._every_steps = every_seconds, every_steps
@@ -60,7 +63,7 @@ class Progress:
         self._loss_seen = False
         self._shown_at = -math.inf
         self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=100)  # for the time left
-        self._enabled = enabled
+        self._enabled, self._keep = enabled, keep
         if terminal is None:
             terminal = self._file.isatty() and os.environ.get("TERM") != "dumb"
         self._bar = _Bar(total_steps, start_step, self._file) if terminal and enabled else None
@@ -96,6 +99,7 @@ class Progress:
         """Prints a line: above the bar on a terminal, between the other lines elsewhere."""
         if not self._enabled:
             return
+        self._keep(text)
         if self._bar:
             self._bar.note(text)
         else:
@@ -186,7 +190,7 @@ class Table:
     """Rows of cells, printed aligned as text or as a Markdown table.
 
     Numbers stand to the right (integers with thousands separated, floats with four figures), other cells to the left.
-    `str(table)` is the aligned text.
+    `str(table)` is the aligned text, `html()` an element for a page.
     """
 
     def __init__(self, columns: Iterable[str], title: str | None = None):
@@ -214,9 +218,26 @@ class Table:
         lines = self._lines(" | ", rule, lambda text: text.replace("|", "\\|").replace("\n", " "))
         return "\n".join(([f"**{self._title}**", ""] if self._title else []) + [f"| {line} |" for line in lines])
 
-    def _lines(self, between, rule, clean):
+    def html(self) -> str:
+        """As an HTML table; cells that are numbers have the class "number"."""
+        right = self._right()
+
+        def row(tag, cells):
+            marks = (' class="number"' if r else "" for r in right)
+            return "<tr>" + "".join(f"<{tag}{mark}>{html.escape(_cell(cell))}</{tag}>"
+                                    for cell, mark in zip(cells, marks, strict=True)) + "</tr>"
+
+        head, body = row("th", self._columns), "\n".join(row("td", cells) for cells in self._rows)
+        caption = f"<caption>{html.escape(self._title)}</caption>" if self._title else ""
+        return f"<table>{caption}<thead>{head}</thead>\n<tbody>{body}</tbody></table>"
+
+    def _right(self) -> list[bool]:
+        """Which columns hold numbers alone."""
         columns = list(zip(*self._rows)) if self._rows else [()] * len(self._columns)
-        right = [bool(cells) and all(_is_number(c) or c is None for c in cells) for cells in columns]
+        return [bool(cells) and all(_is_number(c) or c is None for c in cells) for cells in columns]
+
+    def _lines(self, between, rule, clean):
+        right = self._right()
         cells = [[clean(name) for name in self._columns]] + [[clean(_cell(c)) for c in row] for row in self._rows]
         widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self._columns))]
         aligned = [[f"{text:{'>' if r else '<'}{w}}" for text, w, r in zip(row, widths, right)] for row in cells]
