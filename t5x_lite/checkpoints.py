@@ -25,11 +25,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums, vocabularies
+from t5x_lite import checksums, processes, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
-from t5x_lite.partitioning import leaves_by_path, path_name
+from t5x_lite.partitioning import Partitioner, leaves_by_path, path_name, place
 from t5x_lite.saving import Keep
 from t5x_lite.stored import Damaged, Stored, absolute
 from t5x_lite.trainer import TrainState
@@ -56,6 +56,7 @@ class Checkpointer:
         self.folder = epath.Path(model_dir) / FOLDER
         self._keep, self._asynchronous = keep, asynchronous
         self._metrics: dict[int, dict[str, float]] = {}
+        self._saves = 0  # begun so far, by all processes alike
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -113,13 +114,15 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": as_dict(opt_state)}
         sums = {item: checksums.start(tree) for item, tree in arrays.items()}
         self._metrics[step] = dict(meta.get("metrics", {}))
+        self._saves += 1
         with self._reopened_on_failure():
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
                     data=ocp.args.StandardSave(data),
-                    meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums),
+                    meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums,
+                                                  self._saves),
                 ),
             )
 
@@ -205,16 +208,19 @@ class Checkpointer:
         found = stored.data(data)
         if stored.meta.get("data", _digests(found)) != _digests(found):
             raise Damaged(f"{stored.folder} is damaged: its `data` is not as it was written")
-        scalar = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
+        scalar = place(np.int32(step), shardings.step)
         return Restored(TrainState(scalar, params, opt_state), found, stored.meta)
 
     def _set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint to what no reader takes for one; its new name."""
-        taken = {path.name for path in self.folder.iterdir()}
-        names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
-        name = next(name for name in names if name not in taken)
-        if jax.process_index() == 0:
+        def rename() -> str:
+            taken = {path.name for path in self.folder.iterdir()}
+            names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
+            name = next(name for name in names if name not in taken)
             (self.folder / str(step)).rename(self.folder / name)
+            return name
+
+        name = processes.from_first("damaged", rename)
         self._manager.reload()
         return name
 
@@ -261,12 +267,15 @@ def initialise(
     return TrainState(state.step, params, opt_state), int(stored.folder.name)
 
 
-def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[str, Any]]:
-    """The model, its parameters (on this process's default device) and the checkpoint's meta.
+def load_for_inference(
+    path, step: int | None = None, partitioner: Partitioner | None = None
+) -> tuple[Model, Any, dict[str, Any]]:
+    """The model, its parameters and the checkpoint's meta.
 
     Args:
       path: MODEL_DIR, its `checkpoints` folder (the newest step, or `step`), one step's folder, or a checkpoint of
         another system.
+      partitioner: on whose mesh the parameters are laid; by default on this process's first device.
 
     Raises:
       UserError: there is no checkpoint, or its base is gone.
@@ -274,12 +283,19 @@ def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[
     if is_foreign(path):
         from t5x_lite.interop import loading  # late: it imports this module
 
-        return loading.load_for_inference(path, step)
+        return loading.load_for_inference(path, step, partitioner)
     stored = Stored(find_step(path, step))
     model = Model(T5Config.from_dict(stored.meta["model"]))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model.abstract_params())
+    target = jax.tree.map(_with_sharding, model.abstract_params(), inference_shardings(model, partitioner))
     return model, stored.params(target), stored.meta
+
+
+def inference_shardings(model: Model, partitioner: Partitioner | None):
+    """A sharding for each parameter: on the partitioner's mesh, or on this process's first device."""
+    abstract = model.abstract_params()
+    if partitioner is None:
+        return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
+    return partitioner.tree(abstract, model.logical_axes())
 
 
 def steps(path) -> list[int]:

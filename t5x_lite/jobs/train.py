@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, run_folder
+from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, processes, run_folder
 from t5x_lite.data import Batches, NpzSource, SeqioSource
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
@@ -21,7 +21,7 @@ from t5x_lite.loop import Calendar, Loop, Standing
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
 from t5x_lite.optimizers import Optimizer, set_counts
-from t5x_lite.partitioning import MeshConfig, leaves_by_path
+from t5x_lite.partitioning import MeshConfig, leaves_by_path, place
 from t5x_lite.saving import Keep, Retry, Saver
 from t5x_lite.trainer import Trainer, TrainState
 
@@ -125,7 +125,7 @@ def train(
                             "this run's cannot stand on; bring it in with t5x-lite convert first")
 
         # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
-        main = jax.process_index() == 0
+        main = processes.first()
         say = print if main else (lambda *_: None)
         say(partitioner.describe())
         shardings = trainer.shardings
@@ -144,7 +144,7 @@ def train(
         if dry_run:
             with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
                 _print_dry_run(trainer, next(batches)[0], say)
-            if show_batches and main:
+            if show_batches:
                 for text in batch_texts.show(blocks, data.num_streams, batch_size, model_dir, show_batches, at_step):
                     say(text)
             return 0
@@ -261,8 +261,9 @@ def _check_vocabulary(vocabulary, model: T5Config) -> None:
 
 def _at_step(state: TrainState, step: int, shardings: TrainState) -> TrainState:
     """Steps and the optimizer's counters go on from `step`."""
-    opt_state = jax.device_put(set_counts(state.opt_state, step), shardings.opt_state)
-    return TrainState(jax.device_put(np.int32(step), shardings.step), state.params, opt_state)
+    count_on = jax.jit(functools.partial(set_counts, step=step), out_shardings=shardings.opt_state)
+    opt_state = count_on(state.opt_state)
+    return TrainState(place(np.int32(step), shardings.step), state.params, opt_state)
 
 
 def _print_dry_run(trainer: Trainer, batch, say) -> None:
