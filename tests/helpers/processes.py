@@ -1,4 +1,4 @@
-"""The processes that tests start: their environment, and `t5x-lite` in several of them at once."""
+"""The processes that tests start: their environment, and one program in several of them at once."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 def devices(number: int) -> dict[str, str]:
@@ -22,27 +22,35 @@ def one_device() -> dict[str, str]:
 
 
 class Job:
-    """`t5x-lite` in several processes of this machine, from its start to its end.
+    """One program in several processes of this machine, from its start to its end.
 
     Args:
       folder: where each process's output goes, `0.log` and so on.
-      count: how many processes; together they have eight devices.
+      count: how many processes.
+      arguments: of `t5x-lite`.
       each: process -> flags of its own, after the others.
+      devices_each: CPU devices of a process.
       environment: more variables.
+      command: (coordinator, process) -> another command than `t5x-lite`.
     """
 
-    def __init__(self, folder, count: int, *arguments: str, each: dict[int, Sequence[str]] | None = None,
-                 environment: dict[str, str] | None = None):
+    def __init__(self, folder, count: int, *arguments: str, each: Mapping[int, Sequence[str]] | None = None,
+                 devices_each: int = 1, environment: Mapping[str, str] | None = None,
+                 command: Callable[[str, int], list[str]] | None = None):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         self.logs = [pathlib.Path(folder) / f"{i}.log" for i in range(count)]
-        port = free_port()
+        coordinator = f"127.0.0.1:{free_port()}"
+
+        def t5x_lite(coordinator: str, i: int) -> list[str]:
+            place = [f"--coordinator={coordinator}", f"--num_processes={count}", f"--process_id={i}"]
+            return ["-m", "t5x_lite", *arguments, *place, *(each or {}).get(i, ())]
+
         self.processes = []
         for i, log in enumerate(self.logs):
-            place = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}"]
             with open(log, "wb") as output:
                 self.processes.append(subprocess.Popen(
-                    [sys.executable, "-P", "-m", "t5x_lite", *arguments, *place, *(each or {}).get(i, ())],
-                    env={**devices(8 // count), **(environment or {})}, stdin=subprocess.DEVNULL, stdout=output,
+                    [sys.executable, "-P", *(command or t5x_lite)(coordinator, i)],
+                    env={**devices(devices_each), **(environment or {})}, stdin=subprocess.DEVNULL, stdout=output,
                     stderr=subprocess.STDOUT))
 
     def log(self, i: int) -> str:
