@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite import checksums, processes, vocabularies
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import Partitioner, leaves_by_path, path_name, place
@@ -56,23 +56,32 @@ class Checkpointer:
         self.folder = epath.Path(model_dir) / FOLDER
         self._keep, self._asynchronous = keep, asynchronous
         self._metrics: dict[int, dict[str, float]] = {}
-        self._saves = 0  # begun so far, by all processes alike
+        self._turn = processes.Turn("saving", 0)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # All processes by name: else Orbax has the devices meet, which they cannot when a process has failed.
+        everyone = set(range(jax.process_count())) if processes.several() else None
         manager = ocp.CheckpointManager(
             absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=self._asynchronous, create=True, cleanup_tmp_directories=True,
+                enable_async_checkpointing=self._asynchronous, create=False, cleanup_tmp_directories=True,
                 preservation_policy=self,
                 # Else, where a folder cannot be made, Orbax's threads wait 20 minutes for it, and the process for them.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=self._meet),
+                multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone),
             ),
         )
         if self._keep and self._keep.best:
             self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
         return manager
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Where Orbax's threads of all processes wait for each other while they write."""
+        del timeout_ms
+        processes.combined(f"saved {key}", "{}", lambda said: "{}", self._turn)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks after each save which checkpoints stay."""
@@ -101,6 +110,7 @@ class Checkpointer:
           Exception: what the file system said, now or to an earlier save. The next call begins anew.
         """
         step = int(state.step)
+        self._check_writable()
         self._manager = self._manager or self._open()
         if step in self._manager.all_steps():
             return False
@@ -114,7 +124,7 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": as_dict(opt_state)}
         sums = {item: checksums.start(tree) for item, tree in arrays.items()}
         self._metrics[step] = dict(meta.get("metrics", {}))
-        self._saves += 1
+        self._turn = processes.Turn("saving", self._turn.number + 1)
         with self._reopened_on_failure():
             return self._manager.save(
                 step,
@@ -122,18 +132,37 @@ class Checkpointer:
                     **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
                     data=ocp.args.StandardSave(data),
                     meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums,
-                                                  self._saves),
+                                                  self._turn),
                 ),
             )
+
+    def _check_writable(self) -> None:
+        """Fails on all processes where one cannot write: in Orbax the others would wait for it for minutes."""
+        if not processes.several():
+            return
+        problem = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".probe-{jax.process_index()}"
+            probe.write_text("whether this process can write here")
+            probe.unlink()
+        except OSError as e:
+            problem = e
+        processes.agree("writable", problem, OSError)
 
     @contextlib.contextmanager
     def _reopened_on_failure(self):
         try:
             yield
-        except Exception:
-            # The manager's list of checkpoints and its threads are those of a save that never was.
-            self._manager = None
+        except Exception as e:
+            self._turn.give_up(first_line(e))
+            self.drop()
             raise
+
+    def drop(self) -> None:
+        """What is being saved is not to be: here or in another process it has failed."""
+        # The manager's list of checkpoints and its threads are those of a save that never was.
+        self._manager = None
 
     def wait(self) -> None:
         """Until what was being saved is complete. Raises what went wrong while saving."""
@@ -146,10 +175,12 @@ class Checkpointer:
         """Whether something is being saved in the background."""
         return self._manager is not None and self._manager.is_saving_in_progress()
 
-    def check(self) -> None:
-        """As `wait`, but returns at once while something is still being saved."""
-        if not self.is_saving:
-            self.wait()
+    def check(self) -> bool:
+        """As `wait`, but returns at once while something is still being saved, and whether that is so."""
+        if self.is_saving:
+            return True
+        self.wait()
+        return False
 
     def close(self) -> None:
         self.wait()

@@ -30,7 +30,7 @@ def start(tree) -> dict[str, Sums]:
     return {name: _sums(jnp.asarray(leaf)) for name, leaf in leaves_by_path(tree).items()}
 
 
-def finish(sums: Mapping[str, Sums], like, what: str = "checksums", turn: int | None = None) -> dict[str, list]:
+def finish(sums: Mapping[str, Sums], like, what: str = "checksums", turn: processes.Turn | None = None) -> dict[str, list]:
     """Path -> [dtype and shape, checksum], JSON-able, of what `start` began for `like`; waits for the devices.
 
     In a run of several processes all of them must call it.
@@ -146,13 +146,13 @@ class SealedJsonSave(ocp.args.CheckpointArgs):
       meta: JSON-able.
       arrays: item -> tree of arrays.
       checksums: item -> what `start` began for them.
-      turn: a number that no other save of this process has, and that it has in all processes.
+      turn: of saving.
     """
 
     meta: Mapping[str, Any]
     arrays: Mapping[str, Any]
     checksums: Mapping[str, Mapping[str, Sums]]
-    turn: int = 0
+    turn: processes.Turn
 
 
 @ocp.args.register_with_handler(SealedJsonHandler, for_restore=True)

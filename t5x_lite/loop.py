@@ -127,7 +127,7 @@ class Loop:
             processes.doing(f"step {self.step}")
             last = self.step == self.calendar.train_steps
             evaluates = self.evaluator is not None and self.calendar.evaluates(self.step)
-            self._save_wanted |= self.step % self.calendar.save_every == 0 or self.saver.due()
+            self._save_wanted |= self.step % self.calendar.save_every == 0 or self.saver.due(self.step)
             # Metrics are read one step late, so that the devices never wait for the host.
             self._report(self._lagged.push(self.step, metrics))
             if evaluates or last or self._save_wanted:

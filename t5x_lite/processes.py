@@ -36,6 +36,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seq
              "sentencepiece")
 # A process may wait for another as long as that one lives: how long is for `peers` to say.
 _FOREVER_MS = 7 * 24 * 3600 * 1000
+_LOOK_UP_MS = 1000  # how often it looks whether what it waits for has been given up
 
 
 @gin.configurable(module="t5x_lite")
@@ -162,6 +163,28 @@ def _own_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+class GivenUp(Exception):
+    """Another process has failed at what all do together; says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One time of several that all processes do something together, at which one may fail.
+
+    Attributes:
+      of: what it is.
+      number: the same in all of them, and counted whether a time fails or not.
+    """
+
+    of: str
+    number: int
+
+    def give_up(self, why: str) -> None:
+        """This process has failed: those that wait for it, now or later in this turn, have `GivenUp` raised."""
+        if _run is not None:
+            _run.give_up(self, why)
+
+
 class _Run:
     """This process among the others, from `start` to `leave`."""
 
@@ -171,21 +194,39 @@ class _Run:
         self._rounds: dict[str, int] = {}
         self.watch: peers.Watch | None = None
 
-    def combined(self, what: str, text: str, combine: Callable[[list[str]], str], turn: int | None = None) -> str:
+    def combined(self, what: str, text: str, combine: Callable[[list[str]], str], turn: "Turn | None" = None) -> str:
         if turn is None:
-            turn = self._rounds[what] = self._rounds.get(what, -1) + 1
-        key = f"t5x_lite/said/{what}/{turn}"
+            number = self._rounds[what] = self._rounds.get(what, -1) + 1
+        else:
+            number = turn.number
+        key = f"t5x_lite/said/{what}/{number}"
         self._client.key_value_set(f"{key}/by/{self.index}", text)
         if self.index:
-            return self._client.blocking_key_value_get(f"{key}/all", _FOREVER_MS)
-        answer = combine([self._client.blocking_key_value_get(f"{key}/by/{i}", _FOREVER_MS)
-                          for i in range(self.count)])
+            return self._hear(f"{key}/all", turn)
+        answer = combine([self._hear(f"{key}/by/{i}", turn) for i in range(self.count)])
         self._client.key_value_set(f"{key}/all", answer)
         self._client.key_value_delete(f"{key}/by")
-        if turn:
+        if number:
             # All have asked again, so all have read what was answered before.
-            self._client.key_value_delete(f"t5x_lite/said/{what}/{turn - 1}")
+            self._client.key_value_delete(f"t5x_lite/said/{what}/{number - 1}")
         return answer
+
+    def _hear(self, key: str, turn: "Turn | None") -> str:
+        while True:
+            try:
+                return self._client.blocking_key_value_get(key, _FOREVER_MS if turn is None else _LOOK_UP_MS)
+            except Exception as e:  # JAX has one kind of exception for all that its service says
+                if turn is None or "DEADLINE_EXCEEDED" not in str(e):
+                    raise
+            if given_up := self._client.key_value_dir_get(self._given_up(turn)):
+                raise GivenUp(given_up[0][1])
+
+    def give_up(self, turn: "Turn", why: str) -> None:
+        self._client.key_value_set(f"{self._given_up(turn)}/{self.index}", f"{why} (says process {self.index})",
+                                   allow_overwrite=True)
+
+    def _given_up(self, turn: "Turn") -> str:
+        return f"t5x_lite/given_up/{turn.of}/{turn.number}"
 
 
 _run: _Run | None = None
@@ -350,13 +391,12 @@ def gathered(what: str, text: str) -> list[str]:
     return json.loads(combined(what, json.dumps(text), lambda said: f"[{', '.join(said)}]"))
 
 
-def combined(what: str, text: str, combine: Callable[[list[str]], str], turn: int | None = None) -> str:
+def combined(what: str, text: str, combine: Callable[[list[str]], str], turn: Turn | None = None) -> str:
     """What `combine` makes of the texts of every process, for all of them; process 0 does it.
 
     Args:
       what: names the question; threads ask by names of their own.
-      turn: which time it is that this is asked; counted where it is not given, which a process that may fail in between
-        must not rely on.
+      turn: when this is asked; by default whenever all ask, which a thread that may fail before it does must not rely on.
     """
     return combine([text]) if _run is None else _run.combined(what, text, combine, turn)
 

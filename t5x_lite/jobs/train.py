@@ -1,7 +1,6 @@
 """The job `train`: pretraining and finetuning are the same, from different parameters on different data."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import time
@@ -214,11 +213,6 @@ def train(
         batches = until_the_end.enter_context(
             Batches(blocks, data.num_streams, batch_size, partitioner.batch, standing.positions)
         )
-        retry = retry or Retry()
-        if jax.process_count() > 1:
-            # Each would wait by its own clock, and they would no longer take the same steps.
-            retry = dataclasses.replace(retry, failures=1)
-
         def sleep(seconds: float) -> None:
             with notice.interruptible():
                 time.sleep(seconds)
@@ -229,7 +223,7 @@ def train(
                               early_stopping_patience),
             standing=standing, folder=folder, meta=meta, only=own if base else None, batches=batches,
             evaluator=evaluator, checkpointer=checkpointer,
-            saver=Saver(checkpointer, retry, progress.note, sleep=sleep),
+            saver=Saver(checkpointer, retry or Retry(), progress.note, sleep=sleep),
             writer=writer, progress=progress, watchdog=watchdog, notice=notice, peak=peak * jax.device_count(),
         )
         loop.run()
