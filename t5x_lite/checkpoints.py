@@ -12,6 +12,7 @@ A checkpoint of a run that trains few parameters may hold only those. Its meta t
 lies that has the others, and their fingerprint, so that another base is not taken for it.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -25,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums, processes, vocabularies
+from t5x_lite import checksums, together, vocabularies
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
@@ -56,13 +57,13 @@ class Checkpointer:
         self.folder = epath.Path(model_dir) / FOLDER
         self._keep, self._asynchronous = keep, asynchronous
         self._metrics: dict[int, dict[str, float]] = {}
-        self._turn = processes.Turn("saving", 0)
+        self._turn, self._met = together.Turn("saving", 0), collections.Counter()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         self.folder.mkdir(parents=True, exist_ok=True)
         # All processes by name: else Orbax has the devices meet, which they cannot when a process has failed.
-        everyone = set(range(jax.process_count())) if processes.several() else None
+        everyone = set(range(jax.process_count())) if together.several() else None
         manager = ocp.CheckpointManager(
             absolute(self.folder),
             item_names=ITEMS,
@@ -81,7 +82,8 @@ class Checkpointer:
     def _meet(self, *, key: str, timeout_ms: int) -> None:
         """Where Orbax's threads of all processes wait for each other while they write."""
         del timeout_ms
-        processes.combined(f"saved {key}", "{}", lambda said: "{}", self._turn)
+        self._met[key] += 1  # some places are come to twice
+        together.combined(f"saved {key} {self._met[key]}", "{}", lambda said: "{}", self._turn)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks after each save which checkpoints stay."""
@@ -124,7 +126,7 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": as_dict(opt_state)}
         sums = {item: checksums.start(tree) for item, tree in arrays.items()}
         self._metrics[step] = dict(meta.get("metrics", {}))
-        self._turn = processes.Turn("saving", self._turn.number + 1)
+        self._turn, self._met = together.Turn("saving", self._turn.number + 1), collections.Counter()
         with self._reopened_on_failure():
             return self._manager.save(
                 step,
@@ -138,7 +140,7 @@ class Checkpointer:
 
     def _check_writable(self) -> None:
         """Fails on all processes where one cannot write: in Orbax the others would wait for it for minutes."""
-        if not processes.several():
+        if not together.several():
             return
         problem = None
         try:
@@ -148,7 +150,7 @@ class Checkpointer:
             probe.unlink()
         except OSError as e:
             problem = e
-        processes.agree("writable", problem, OSError)
+        together.agree("writable", problem, OSError)
 
     @contextlib.contextmanager
     def _reopened_on_failure(self):
@@ -251,7 +253,7 @@ class Checkpointer:
             (self.folder / str(step)).rename(self.folder / name)
             return name
 
-        name = processes.from_first("damaged", rename)
+        name = together.from_first("damaged", rename)
         self._manager.reload()
         return name
 

@@ -1,8 +1,8 @@
 """Checksums that travel with a checkpoint: of its arrays as they were in memory, and of its own description.
 
 An array's checksum is a weighted sum of its bits, modulo 2^32, taken by the devices that hold its parts: the same on
-every mesh and in every layout of the bytes on disk; the processes of a run add up what theirs have found. All weights are odd, so that one flipped bit always changes the
-sum, and they differ from place to place, so that values which change places do, too.
+every mesh and in every layout of the bytes on disk; processes add up what each has found. All weights are odd, so that
+one flipped bit always changes the sum, and they differ from place to place, so that values which change places do, too.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from t5x_lite import processes
+from t5x_lite import together
 from t5x_lite.partitioning import leaves_by_path
 
 ARRAYS, DIGEST = "checksums", "digest"  # what `seal` adds to a checkpoint's meta
@@ -30,20 +30,22 @@ def start(tree) -> dict[str, Sums]:
     return {name: _sums(jnp.asarray(leaf)) for name, leaf in leaves_by_path(tree).items()}
 
 
-def finish(sums: Mapping[str, Sums], like, what: str = "checksums", turn: processes.Turn | None = None) -> dict[str, list]:
+def finish(
+    sums: Mapping[str, Sums], like, what: str = "checksums", turn: together.Turn | None = None
+) -> dict[str, list]:
     """Path -> [dtype and shape, checksum], JSON-able, of what `start` began for `like`; waits for the devices.
 
     In a run of several processes all of them must call it.
 
     Args:
-      what, turn: see `processes.combined`.
+      what, turn: see `together.combined`.
     """
     leaves = leaves_by_path(like)
     totals = {name: sum(map(int, parts)) for name, parts in sums.items()}
     shared = [name for name in sorted(totals) if not getattr(leaves[name], "is_fully_addressable", True)]
     if shared:
         parts = json.dumps([totals[name] for name in shared])
-        totals |= zip(shared, json.loads(processes.combined(what, parts, _added, turn)), strict=True)
+        totals |= zip(shared, json.loads(together.combined(what, parts, _added, turn)), strict=True)
     return {name: [_kind(leaves[name]), total % 2**32] for name, total in totals.items()}
 
 
@@ -152,7 +154,7 @@ class SealedJsonSave(ocp.args.CheckpointArgs):
     meta: Mapping[str, Any]
     arrays: Mapping[str, Any]
     checksums: Mapping[str, Mapping[str, Sums]]
-    turn: processes.Turn
+    turn: together.Turn
 
 
 @ocp.args.register_with_handler(SealedJsonHandler, for_restore=True)

@@ -104,8 +104,8 @@ class MeshConfig:
             raise UserError(f"JAX finds no devices ({first_line(e)}): see to drivers and JAX_PLATFORMS") from e
         found = f"JAX found {len(devices)} {devices[0].platform} device(s)"
         if self.platform is not None and devices[0].platform != self.platform:
-            raise UserError(f"Mesh.platform = {self.platform!r}, but {found}: see to drivers and jax[{self.platform}], or "
-                            "use another file of gin/mesh")
+            raise UserError(f"Mesh.platform = {self.platform!r}, but {found}: see to drivers and jax[{self.platform}], "
+                            "or use another file of gin/mesh")
         if self.num_devices is not None and len(devices) != self.num_devices:
             raise UserError(f"Mesh.num_devices = {self.num_devices}, but {found} in {jax.process_count()} process(es): "
                             "see to those that are missing, or set what is there")

@@ -179,7 +179,8 @@ class Watch:
             before = now
             silent = now - self._answered
             if silent > self._lost_seconds + 2 * self._every and self._end is None:
-                _end(self._without_coordinator(f"has not answered for {silent:,.0f} s (stopped, or its machine is gone)"))
+                what = f"has not answered for {silent:,.0f} s (stopped, or its machine is gone)"
+                _end(self._without_coordinator(what))
 
     def _without_coordinator(self, what: str) -> dict[str, Any]:
         return {"code": GONE, "text": f"process 0 of {len(self._peers)} on {self._peers[0].host} {what}: this process "

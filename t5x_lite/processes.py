@@ -2,9 +2,7 @@
 
     flags, environment or cluster ── coordinator ── all alike? ── devices ── job ── leave together
 
-They talk in short texts through JAX's coordination service, which needs no devices: what they say of themselves before
-the first computation, and whatever one of them alone can know and all must act on. Who is gone is `peers.py`.
-In one process every function here answers at once.
+How they come to one answer is `together.py`, and who of them is gone, `peers.py`.
 """
 
 import contextlib
@@ -17,12 +15,12 @@ import pathlib
 import platform
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
 
-from t5x_lite import peers
+from t5x_lite import peers, together
 from t5x_lite.errors import UserError, first_line
 
 # The flags, what each means, and the variables that stand for them.
@@ -34,9 +32,6 @@ FLAGS = {
 # What decides what is computed, besides this project's own code.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqio", "tensorflow", "tensorflow-text",
              "sentencepiece")
-# A process may wait for another as long as that one lives: how long is for `peers` to say.
-_FOREVER_MS = 7 * 24 * 3600 * 1000
-_LOOK_UP_MS = 1000  # how often it looks whether what it waits for has been given up
 
 
 @gin.configurable(module="t5x_lite")
@@ -46,8 +41,8 @@ class Processes:
 
     Attributes:
       start_seconds: until all have come.
-      lost_seconds: without a sign of life from a process (killed, stopped, its machine gone); the others then stop, name
-        it and end with exit code 75, which asks to be started again.
+      lost_seconds: without a sign of life from a process (killed, stopped, its machine gone); the others then stop,
+        name it and end with exit code 75, which asks to be started again.
       hang_seconds: without progress of a process that lives but is behind the others; they stop likewise, with the
         stacks of all threads. None for never.
 
@@ -142,8 +137,9 @@ def _ask_cluster(known: Mapping[str, Any]) -> dict[str, Any]:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
             *(known.get(name) for name in FLAGS), None, None, 30)
     except Exception as e:  # of whatever kind: it speaks to other systems
-        raise UserError(f"this looks like a cluster, but it does not say who is who ({first_line(e)}): give --coordinator, "
-                        "--num_processes and --process_id, or --num_processes=1 for this process alone") from e
+        raise UserError(f"this looks like a cluster, but it does not say who is who ({first_line(e)}): give "
+                        "--coordinator, --num_processes and --process_id, or --num_processes=1 for this process alone"
+                        ) from e
     return {name: value for name, value in zip(FLAGS, found[:3], strict=True) if value is not None}
 
 
@@ -163,75 +159,6 @@ def _own_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-class GivenUp(Exception):
-    """Another process has failed at what all do together; says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """One time of several that all processes do something together, at which one may fail.
-
-    Attributes:
-      of: what it is.
-      number: the same in all of them, and counted whether a time fails or not.
-    """
-
-    of: str
-    number: int
-
-    def give_up(self, why: str) -> None:
-        """This process has failed: those that wait for it, now or later in this turn, have `GivenUp` raised."""
-        if _run is not None:
-            _run.give_up(self, why)
-
-
-class _Run:
-    """This process among the others, from `start` to `leave`."""
-
-    def __init__(self, place: Place, client):
-        self.index, self.count = place.process_id, place.num_processes
-        self._client = client
-        self._rounds: dict[str, int] = {}
-        self.watch: peers.Watch | None = None
-
-    def combined(self, what: str, text: str, combine: Callable[[list[str]], str], turn: "Turn | None" = None) -> str:
-        if turn is None:
-            number = self._rounds[what] = self._rounds.get(what, -1) + 1
-        else:
-            number = turn.number
-        key = f"t5x_lite/said/{what}/{number}"
-        self._client.key_value_set(f"{key}/by/{self.index}", text)
-        if self.index:
-            return self._hear(f"{key}/all", turn)
-        answer = combine([self._hear(f"{key}/by/{i}", turn) for i in range(self.count)])
-        self._client.key_value_set(f"{key}/all", answer)
-        self._client.key_value_delete(f"{key}/by")
-        if number:
-            # All have asked again, so all have read what was answered before.
-            self._client.key_value_delete(f"t5x_lite/said/{what}/{number - 1}")
-        return answer
-
-    def _hear(self, key: str, turn: "Turn | None") -> str:
-        while True:
-            try:
-                return self._client.blocking_key_value_get(key, _FOREVER_MS if turn is None else _LOOK_UP_MS)
-            except Exception as e:  # JAX has one kind of exception for all that its service says
-                if turn is None or "DEADLINE_EXCEEDED" not in str(e):
-                    raise
-            if given_up := self._client.key_value_dir_get(self._given_up(turn)):
-                raise GivenUp(given_up[0][1])
-
-    def give_up(self, turn: "Turn", why: str) -> None:
-        self._client.key_value_set(f"{self._given_up(turn)}/{self.index}", f"{why} (says process {self.index})",
-                                   allow_overwrite=True)
-
-    def _given_up(self, turn: "Turn") -> str:
-        return f"t5x_lite/given_up/{turn.of}/{turn.number}"
-
-
-_run: _Run | None = None
-
-
 def start(place: Place | None, waits: Processes, facts: Mapping[str, str], preemptible: bool) -> None:
     """Joins the other processes and makes sure that all are about to do the same. Comes before any other use of JAX.
 
@@ -242,7 +169,6 @@ def start(place: Place | None, waits: Processes, facts: Mapping[str, str], preem
     Raises:
       UserError: they do not find each other, or differ (named: who, and in what).
     """
-    global _run
     if place is None:
         return
     import jax
@@ -264,19 +190,21 @@ def start(place: Place | None, waits: Processes, facts: Mapping[str, str], preem
                         "Processes.start_seconds") from e
     from jax._src import distributed  # the public module does not hand out the client
 
-    _run = _Run(place, distributed.global_state.client)
-    names = gathered("names", socket.gethostname())
-    _run.watch = peers.Watch(distributed.global_state.client, place.process_id, names, place.coordinator,
-                             waits.lost_seconds, waits.hang_seconds)
+    client = distributed.global_state.client
+    member = together.Member(place.process_id, place.num_processes, client)
+    together.join(member)
+    hosts = together.gathered("hosts", socket.gethostname())
+    member.watch = peers.Watch(
+        client, place.process_id, hosts, place.coordinator, waits.lost_seconds, waits.hang_seconds)
     _check_alike({"--num_processes": str(place.num_processes), **facts, **_versions()})
     _check_devices(me, place.coordinator)
 
 
 def _check_alike(facts: Mapping[str, str]) -> None:
     text = json.dumps(facts, sort_keys=True)
-    if len(set(gathered("digest", hashlib.sha256(text.encode()).hexdigest()))) == 1:
+    if len(set(together.gathered("digest", hashlib.sha256(text.encode()).hexdigest()))) == 1:
         return
-    everyone = [json.loads(said) for said in gathered("facts", text)]
+    everyone = [json.loads(said) for said in together.gathered("facts", text)]
     raise UserError(differences(everyone))
 
 
@@ -297,7 +225,8 @@ def differences(everyone: Sequence[Mapping[str, str]]) -> str:
                 parts.append(f"process {', '.join(who)} has {name} = {_short(value)}, process {values.index(usual)} "
                              f"{_short(usual)}")
     more = f"; and {len(parts) - 3} more" if len(parts) > 3 else ""
-    return f"the processes are not alike: {'; '.join(parts[:3])}{more}; start all of them with the same command and code"
+    return (f"the processes are not alike: {'; '.join(parts[:3])}{more}; start all of them with the same command and "
+            "code")
 
 
 def _short(text: str) -> str:
@@ -330,21 +259,21 @@ def _check_devices(me: str, coordinator: str) -> None:
     kind = here[0].device_kind
     _say(f"{me}: {len(here)} of {len(everywhere)} devices ({here[0].platform}, {kind}); coordinator {coordinator}")
     said = {"devices": f"{len(here)} × {here[0].platform} {kind}"}
-    everyone = [json.loads(text) for text in gathered("devices", json.dumps(said))]
+    everyone = [json.loads(text) for text in together.gathered("devices", json.dumps(said))]
     if any(other != everyone[0] for other in everyone):
         raise UserError(differences(everyone))
 
 
 def leave() -> None:
     """The orderly end of the job in this process: waits for the others to come to theirs."""
-    global _run
-    if _run is None:
+    member = together.me()
+    if member is None:
         return
     import jax
 
-    gathered("end", "{}")
-    _run.watch.close()
-    _run = None
+    together.gathered("end", "")
+    member.watch.close()
+    together.join(None)
     with contextlib.suppress(Exception):  # the job is done; who is gone by now is gone
         jax.distributed.shutdown()
 
@@ -358,14 +287,15 @@ def fail(code: int, why: str, problem: BaseException) -> None:
       why: one line, for the others.
       problem: where it is JAX's or comes of that, it may be due to another process, which is then named instead.
     """
-    if _run is None:
+    member = together.me()
+    if member is None:
         return
-    if _run.watch:
+    if member.watch:
         if _may_be_anothers(problem):
             _say(f"t5x-lite: an exchange with the other processes failed ({first_line(problem)}); who is gone will be "
                  "known in a moment")
-            _run.watch.wait_for_verdict()
-        _run.watch.tell(code, why)
+            member.watch.wait_for_verdict()
+        member.watch.tell(code, why)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -379,58 +309,6 @@ def _may_be_anothers(problem: BaseException | None) -> bool:
             return not str(problem).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"))
         problem = problem.__cause__ or problem.__context__
     return False
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# One answer
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def gathered(what: str, text: str) -> list[str]:
-    """What every process says, in their order, on all of them. All must ask, and by the same names in the same order."""
-    return json.loads(combined(what, json.dumps(text), lambda said: f"[{', '.join(said)}]"))
-
-
-def combined(what: str, text: str, combine: Callable[[list[str]], str], turn: Turn | None = None) -> str:
-    """What `combine` makes of the texts of every process, for all of them; process 0 does it.
-
-    Args:
-      what: names the question; threads ask by names of their own.
-      turn: when this is asked; by default whenever all ask, which a thread that may fail before it does must not rely on.
-    """
-    return combine([text]) if _run is None else _run.combined(what, text, combine, turn)
-
-
-def from_first(what: str, make: Callable[[], Any]) -> Any:
-    """What process 0 makes, JSON-able, on all of them."""
-    if _run is None:
-        return make()
-    return json.loads(combined(what, "null" if _run.index else json.dumps(make()), lambda said: said[0]))
-
-
-def agree(what: str, problem: Exception | None, kind: type[Exception]) -> None:
-    """Raises the problem on all processes where any of them has one; as `kind` on those that have none themselves."""
-    said = gathered(what, str(problem or ""))
-    if problem is not None:
-        raise problem
-    for i, text in enumerate(said):
-        if text:
-            raise kind(f"{text} (says process {i})")
-
-
-def first() -> bool:
-    """Whether this is process 0, which writes what is written once."""
-    return _run is None or _run.index == 0
-
-
-def several() -> bool:
-    return _run is not None
-
-
-def doing(what: str) -> None:
-    """This process goes on to something else: for the others to know where one stopped."""
-    if _run is not None and _run.watch:
-        _run.watch.doing(what)
 
 
 def _say(line: str) -> None:

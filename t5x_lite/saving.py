@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import gin
 
-from t5x_lite import processes
+from t5x_lite import together
 from t5x_lite.errors import UserError, first_line
 
 
@@ -110,7 +110,7 @@ class Saver:
         """
         if self._saving is None and self._again_at is None:
             return False
-        if processes.several():
+        if together.several():
             # Asking all takes a message to each: at the 1st, 2nd, 4th, 8th … step after that of the save.
             if step < self._ask_at:
                 return False
@@ -118,7 +118,7 @@ class Saver:
         if self._saving is not None:
             self._attempt(self._saving, self._checkpointer.check)
         # By one clock.
-        return processes.from_first("due", lambda: self._again_at is not None and self._clock() >= self._again_at)
+        return together.from_first("due", lambda: self._again_at is not None and self._clock() >= self._again_at)
 
     def save(self, step: int, save: Callable[[], bool]) -> bool:
         """Starts to save.
@@ -163,14 +163,14 @@ class Saver:
             result = call()
         except Exception as e:  # of whatever kind: a run that could go on must not die of it
             problem = e
-        said = processes.gathered("saved", f"{type(problem).__name__}: {first_line(problem)}" if problem else
+        said = together.gathered("saved", f"{type(problem).__name__}: {first_line(problem)}" if problem else
                                   _SAVING if result else "")
         failed = [text for text in said if text not in ("", _SAVING)]
         if failed:
             self._saving = None
             self._checkpointer.drop()
             # The cause, and not what came of it in those that waited.
-            self._failed(step, min(failed, key=lambda text: text.startswith(processes.GivenUp.__name__)), problem)
+            self._failed(step, min(failed, key=lambda text: text.startswith(together.GivenUp.__name__)), problem)
             return None
         if self._saving is not None and _SAVING not in said:
             if self._failures:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import seqio
 
-from t5x_lite import processes, seqio_blocks, seqio_names, seqio_sources
+from t5x_lite import seqio_blocks, seqio_names, seqio_sources, together
 from t5x_lite.errors import UserError
 
 # Random preprocessing (span corruption) of evaluation examples: the same in every evaluation of every run.
@@ -74,8 +74,8 @@ class EvaluationData:
             return [(i, row.tolist()) for (i, _), row in zip(indexed, ids, strict=True)]
 
         metrics, outputs = self._evaluator.evaluate(
-            compute_metrics=processes.first(), predict_fn=predict, score_fn=_no_scores)
-        return processes.from_first("metrics", lambda: self._results(metrics.result(), outputs))
+            compute_metrics=together.first(), predict_fn=predict, score_fn=_no_scores)
+        return together.from_first("metrics", lambda: self._results(metrics.result(), outputs))
 
     def _results(self, metrics, outputs) -> dict[str, tuple[dict[str, float], list[dict[str, str]]]]:
         result = {}

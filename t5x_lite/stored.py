@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums, processes
+from t5x_lite import checksums, together
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.partitioning import leaves_by_path
@@ -199,7 +199,7 @@ def _agreeing():
         yield
     except UserError as e:
         problem = e
-    processes.agree("reading", problem, Damaged)
+    together.agree("reading", problem, Damaged)
 
 
 @contextlib.contextmanager

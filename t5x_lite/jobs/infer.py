@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from t5x_lite import configuration, decoding, ensembles, processes, text_io, vocabularies
+from t5x_lite import configuration, decoding, ensembles, text_io, together, vocabularies
 from t5x_lite.beam_search import EMPTY
 from t5x_lite.errors import UserError
 from t5x_lite.partitioning import MeshConfig, fetch, place
@@ -111,8 +111,9 @@ def infer(
                                ("max_target_length", max_target_length, 2)):
         if value < least:
             raise UserError(f"infer.{name} must be at least {least}, not {value!r}")
-    if processes.several() and os.fspath(input) == text_io.STANDARD:
-        raise UserError("infer.input = -: several processes cannot read one standard input; give a file that all can read")
+    if together.several() and os.fspath(input) == text_io.STANDARD:
+        raise UserError("infer.input = -: several processes cannot read one standard input; give a file that all can "
+                        "read")
     decoder = decoder or decoding.Decoder()
     partitioner = (mesh or MeshConfig()).build()
     if batch_size % partitioner.batch_shards:
@@ -145,7 +146,7 @@ def infer(
         lines = [partitioner.describe()]
         lines += [f"{path}, step {meta['step']}: {count:,} parameters" for path, meta in zip(paths, metas, strict=True)]
         lines += [f"{vocabulary!r}\n{mode} {source.path} ({source.format}) -> {output}\n{decoder}"]
-        if processes.first():
+        if together.first():
             print("\n".join(lines))
         return 0
     worker = _Worker(model, params, vocabulary, decoder, partitioner, mode, batch_size,
@@ -164,8 +165,8 @@ def infer(
         "max_input_length": max_input_length,
     }
     records = iter(source)
-    out = text_io.open_output(output, settings, overwrite) if processes.first() else None
-    lines, errors = processes.from_first("done", lambda: _skip_done(out, records, source.path, output))
+    out = text_io.open_output(output, settings, overwrite) if together.first() else None
+    lines, errors = together.from_first("done", lambda: _skip_done(out, records, source.path, output))
     if out is None:
         collections.deque(itertools.islice(records, lines), maxlen=0)
     if lines:
@@ -175,7 +176,7 @@ def infer(
     window = batch_size * (1 if source.path == text_io.STANDARD else WINDOW)  # a pipe's reader is waiting
     progress = _Progress(source, lines)
     while chunk := list(itertools.islice(records, window)):
-        processes.doing(f"line {lines + 1}")
+        together.doing(f"line {lines + 1}")
         written = worker(chunk, first_line=lines)
         if out is not None:
             out.write(written)
@@ -388,5 +389,5 @@ def _digest(d: dict[str, Any]) -> str:
 
 
 def _say(line: str) -> None:
-    if processes.first():
+    if together.first():
         print(line, file=sys.stderr, flush=True)

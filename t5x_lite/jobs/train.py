@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, processes, run_folder
+from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, run_folder, together
 from t5x_lite.data import Batches, NpzSource, SeqioSource
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
@@ -124,7 +124,7 @@ def train(
                             "this run's cannot stand on; bring it in with t5x-lite convert first")
 
         # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
-        main = processes.first()
+        main = together.first()
         say = print if main else (lambda *_: None)
         say(partitioner.describe())
         shardings = trainer.shardings

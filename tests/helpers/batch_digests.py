@@ -1,6 +1,6 @@
 """Run as a program, maybe in several processes: prints the digests of training batches and where the streams stand.
 
-    python batch_digests.py '{"source": {…}, "batch_size": 8, "steps": 5, "positions": null, "place": [coordinator, n, i]}'
+    python batch_digests.py '{"source": {"kind": …}, "batch_size": 8, "steps": 5, "positions": …, "place": …}'
 """
 
 import hashlib
@@ -9,11 +9,13 @@ import sys
 
 import numpy as np
 
-from t5x_lite import data, partitioning, processes
+from t5x_lite import data, partitioning, processes, vocabularies
 
 
 def main(source, batch_size, steps, positions=None, place=None):
     processes.start(processes.Place(*place) if place else None, processes.Processes(), {}, preemptible=False)
+    if source.pop("bytes", False):
+        source["vocabulary"] = vocabularies.ByteVocabulary()
     kind = getattr(data, source.pop("kind"))(**source)
     partitioner = partitioning.MeshConfig().build()
     positions = None if positions is None else np.array(positions)
