@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from t5x_lite import together
 from t5x_lite.errors import UserError, first_line
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -92,6 +94,8 @@ class MeshConfig:
             )
         sizes = tuple(shape.values())
         mesh = Mesh(_arranged(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+        if together.several() and devices[0].platform == "cpu":
+            _introduce(mesh)
         return Partitioner(mesh, tuple((name, axes) for name, axes in self.rules))
 
 
@@ -127,6 +131,23 @@ def _arranged(devices, sizes: tuple[int, ...]) -> np.ndarray:
     own = (sizes[0] // len(slices), *sizes[1:])
     return mesh_utils.create_hybrid_device_mesh(own, (len(slices), *(1,) * len(own[1:])), devices,
                                                 allow_split_physical_axes=True)
+
+
+def _introduce(mesh: Mesh) -> None:
+    """Has CPU devices of several processes exchange something along each set of mesh axes, all at one time.
+
+    They find each other at their first exchange, and whoever comes to that 30 s after another, because it took longer to
+    compile a step, is found no more. Afterwards they wait for each other as long as it takes.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    zeros = place(np.zeros(1, np.float32), everywhere)
+    axes = [axis for axis, size in mesh.shape.items() if size > 1]
+    for chosen in itertools.chain.from_iterable(itertools.combinations(axes, n + 1) for n in range(len(axes))):
+        add = jax.shard_map(functools.partial(jax.lax.psum, axis_name=chosen), mesh=mesh, in_specs=PartitionSpec(),
+                            out_specs=PartitionSpec(), check_vma=False)
+        compiled = jax.jit(add).lower(zeros).compile()
+        together.gathered("introduced", "")
+        compiled(zeros).block_until_ready()
 
 
 class Partitioner:
