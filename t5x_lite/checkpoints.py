@@ -12,7 +12,6 @@ A checkpoint of a run that trains few parameters may hold only those. Its meta t
 lies that has the others, and their fingerprint, so that another base is not taken for it.
 """
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -57,7 +56,7 @@ class Checkpointer:
         self.folder = epath.Path(model_dir) / FOLDER
         self._keep, self._asynchronous = keep, asynchronous
         self._metrics: dict[int, dict[str, float]] = {}
-        self._turn, self._met = together.Turn("saving", 0), collections.Counter()
+        self._turn = together.Turn("saving", 0)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -80,10 +79,13 @@ class Checkpointer:
         return manager
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """Where Orbax's threads of all processes wait for each other while they write."""
+        """Where Orbax's threads of all processes wait for each other: before a checkpoint is given its name, and after.
+
+        Elsewhere they do it only to tell together that a save is over, which one that failed could not tell then.
+        """
         del timeout_ms
-        self._met[key] += 1  # some places are come to twice
-        together.combined(f"saved {key} {self._met[key]}", "{}", lambda said: "{}", self._turn)
+        if key.startswith(("async_write_complete", "async_commit_complete")):
+            together.combined(f"saved {key}", "{}", lambda said: "{}", self._turn)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks after each save which checkpoints stay."""
@@ -126,7 +128,7 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": as_dict(opt_state)}
         sums = {item: checksums.start(tree) for item, tree in arrays.items()}
         self._metrics[step] = dict(meta.get("metrics", {}))
-        self._turn, self._met = together.Turn("saving", self._turn.number + 1), collections.Counter()
+        self._turn = together.Turn("saving", self._turn.number + 1)
         with self._reopened_on_failure():
             return self._manager.save(
                 step,
