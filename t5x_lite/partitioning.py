@@ -98,7 +98,6 @@ class MeshConfig:
             _introduce(mesh)
         return Partitioner(mesh, tuple((name, axes) for name, axes in self.rules))
 
-
     def _here(self) -> list[jax.Device]:
         if self.platform not in (None, *_PLATFORMS):
             raise UserError(f"Mesh.platform = {self.platform!r}: name one of {', '.join(_PLATFORMS)}")
