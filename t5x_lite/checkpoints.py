@@ -25,11 +25,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums, vocabularies
-from t5x_lite.errors import UserError
+from t5x_lite import checksums, together, vocabularies
+from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
-from t5x_lite.partitioning import leaves_by_path, path_name
+from t5x_lite.partitioning import Partitioner, leaves_by_path, path_name, place
 from t5x_lite.saving import Keep
 from t5x_lite.stored import Damaged, Stored, absolute
 from t5x_lite.trainer import TrainState
@@ -56,22 +56,36 @@ class Checkpointer:
         self.folder = epath.Path(model_dir) / FOLDER
         self._keep, self._asynchronous = keep, asynchronous
         self._metrics: dict[int, dict[str, float]] = {}
+        self._turn = together.Turn("saving", 0)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # All processes by name: else Orbax has the devices meet, which they cannot when a process has failed.
+        everyone = set(range(jax.process_count())) if together.several() else None
         manager = ocp.CheckpointManager(
             absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=self._asynchronous, create=True, cleanup_tmp_directories=True,
+                enable_async_checkpointing=self._asynchronous, create=False, cleanup_tmp_directories=True,
                 preservation_policy=self,
                 # Else, where a folder cannot be made, Orbax's threads wait 20 minutes for it, and the process for them.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=self._meet),
+                multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone),
             ),
         )
         if self._keep and self._keep.best:
             self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
         return manager
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Where Orbax's threads of all processes wait for each other: before a checkpoint is given its name, and after.
+
+        Elsewhere they do it only to tell together that a save is over, which one that failed could not tell then.
+        """
+        del timeout_ms
+        if key.startswith(("async_write_complete", "async_commit_complete")):
+            together.combined(f"saved {key}", "{}", lambda said: "{}", self._turn)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks after each save which checkpoints stay."""
@@ -100,6 +114,7 @@ class Checkpointer:
           Exception: what the file system said, now or to an earlier save. The next call begins anew.
         """
         step = int(state.step)
+        self._check_writable()
         self._manager = self._manager or self._open()
         if step in self._manager.all_steps():
             return False
@@ -113,24 +128,45 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": as_dict(opt_state)}
         sums = {item: checksums.start(tree) for item, tree in arrays.items()}
         self._metrics[step] = dict(meta.get("metrics", {}))
+        self._turn = together.Turn("saving", self._turn.number + 1)
         with self._reopened_on_failure():
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
                     data=ocp.args.StandardSave(data),
-                    meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums),
+                    meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums,
+                                                  self._turn),
                 ),
             )
+
+    def _check_writable(self) -> None:
+        """Fails on all processes where one cannot write: in Orbax the others would wait for it for minutes."""
+        if not together.several():
+            return
+        problem = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".probe-{jax.process_index()}"
+            probe.write_text("whether this process can write here")
+            probe.unlink()
+        except OSError as e:
+            problem = e
+        together.agree("writable", problem, OSError)
 
     @contextlib.contextmanager
     def _reopened_on_failure(self):
         try:
             yield
-        except Exception:
-            # The manager's list of checkpoints and its threads are those of a save that never was.
-            self._manager = None
+        except Exception as e:
+            self._turn.give_up(first_line(e))
+            self.drop()
             raise
+
+    def drop(self) -> None:
+        """What is being saved is not to be: here or in another process it has failed."""
+        # The manager's list of checkpoints and its threads are those of a save that never was.
+        self._manager = None
 
     def wait(self) -> None:
         """Until what was being saved is complete. Raises what went wrong while saving."""
@@ -143,10 +179,12 @@ class Checkpointer:
         """Whether something is being saved in the background."""
         return self._manager is not None and self._manager.is_saving_in_progress()
 
-    def check(self) -> None:
-        """As `wait`, but returns at once while something is still being saved."""
-        if not self.is_saving:
-            self.wait()
+    def check(self) -> bool:
+        """As `wait`, but returns at once while something is still being saved, and whether that is so."""
+        if self.is_saving:
+            return True
+        self.wait()
+        return False
 
     def close(self) -> None:
         self.wait()
@@ -205,16 +243,19 @@ class Checkpointer:
         found = stored.data(data)
         if stored.meta.get("data", _digests(found)) != _digests(found):
             raise Damaged(f"{stored.folder} is damaged: its `data` is not as it was written")
-        scalar = jax.device_put(jnp.asarray(step, jnp.int32), shardings.step)
+        scalar = place(np.int32(step), shardings.step)
         return Restored(TrainState(scalar, params, opt_state), found, stored.meta)
 
     def _set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint to what no reader takes for one; its new name."""
-        taken = {path.name for path in self.folder.iterdir()}
-        names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
-        name = next(name for name in names if name not in taken)
-        if jax.process_index() == 0:
+        def rename() -> str:
+            taken = {path.name for path in self.folder.iterdir()}
+            names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
+            name = next(name for name in names if name not in taken)
             (self.folder / str(step)).rename(self.folder / name)
+            return name
+
+        name = together.from_first("damaged", rename)
         self._manager.reload()
         return name
 
@@ -261,12 +302,15 @@ def initialise(
     return TrainState(state.step, params, opt_state), int(stored.folder.name)
 
 
-def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[str, Any]]:
-    """The model, its parameters (on this process's default device) and the checkpoint's meta.
+def load_for_inference(
+    path, step: int | None = None, partitioner: Partitioner | None = None
+) -> tuple[Model, Any, dict[str, Any]]:
+    """The model, its parameters and the checkpoint's meta.
 
     Args:
       path: MODEL_DIR, its `checkpoints` folder (the newest step, or `step`), one step's folder, or a checkpoint of
         another system.
+      partitioner: on whose mesh the parameters are laid; by default on this process's first device.
 
     Raises:
       UserError: there is no checkpoint, or its base is gone.
@@ -274,12 +318,19 @@ def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[
     if is_foreign(path):
         from t5x_lite.interop import loading  # late: it imports this module
 
-        return loading.load_for_inference(path, step)
+        return loading.load_for_inference(path, step, partitioner)
     stored = Stored(find_step(path, step))
     model = Model(T5Config.from_dict(stored.meta["model"]))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), model.abstract_params())
+    target = jax.tree.map(_with_sharding, model.abstract_params(), inference_shardings(model, partitioner))
     return model, stored.params(target), stored.meta
+
+
+def inference_shardings(model: Model, partitioner: Partitioner | None):
+    """A sharding for each parameter: on the partitioner's mesh, or on this process's first device."""
+    abstract = model.abstract_params()
+    if partitioner is None:
+        return jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), abstract)
+    return partitioner.tree(abstract, model.logical_axes())
 
 
 def steps(path) -> list[int]:

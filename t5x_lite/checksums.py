@@ -1,8 +1,8 @@
 """Checksums that travel with a checkpoint: of its arrays as they were in memory, and of its own description.
 
 An array's checksum is a weighted sum of its bits, modulo 2^32, taken by the devices that hold its parts: the same on
-every mesh and in every layout of the bytes on disk. All weights are odd, so that one flipped bit always changes the
-sum, and they differ from place to place, so that values which change places do, too.
+every mesh and in every layout of the bytes on disk; processes add up what each has found. All weights are odd, so that
+one flipped bit always changes the sum, and they differ from place to place, so that values which change places do, too.
 """
 
 import dataclasses
@@ -16,26 +16,41 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from t5x_lite import together
 from t5x_lite.partitioning import leaves_by_path
 
 ARRAYS, DIGEST = "checksums", "digest"  # what `seal` adds to a checkpoint's meta
 
 
-Sums = list[jax.Array]  # uint32 scalars that add up to an array's checksum
+Sums = list[jax.Array]  # uint32 scalars that add up to an array's checksum, or to what this process has of it
 
 
 def start(tree) -> dict[str, Sums]:
-    """Path -> sums that the devices are still computing when this returns.
-
-    In a run of several processes all of them must call it, in the same order.
-    """
+    """Path -> sums that the devices are still computing when this returns."""
     return {name: _sums(jnp.asarray(leaf)) for name, leaf in leaves_by_path(tree).items()}
 
 
-def finish(sums: Mapping[str, Sums], like) -> dict[str, list]:
-    """Path -> [dtype and shape, checksum], JSON-able, of what `start` began for `like`; waits for the devices."""
+def finish(
+    sums: Mapping[str, Sums], like, what: str = "checksums", turn: together.Turn | None = None
+) -> dict[str, list]:
+    """Path -> [dtype and shape, checksum], JSON-able, of what `start` began for `like`; waits for the devices.
+
+    In a run of several processes all of them must call it.
+
+    Args:
+      what, turn: see `together.combined`.
+    """
     leaves = leaves_by_path(like)
-    return {name: [_kind(leaves[name]), sum(map(int, parts)) % 2**32] for name, parts in sums.items()}
+    totals = {name: sum(map(int, parts)) for name, parts in sums.items()}
+    shared = [name for name in sorted(totals) if not getattr(leaves[name], "is_fully_addressable", True)]
+    if shared:
+        parts = json.dumps([totals[name] for name in shared])
+        totals |= zip(shared, json.loads(together.combined(what, parts, _added, turn)), strict=True)
+    return {name: [_kind(leaves[name]), total % 2**32] for name, total in totals.items()}
+
+
+def _added(said: list[str]) -> str:
+    return json.dumps([sum(parts) % 2**32 for parts in zip(*map(json.loads, said), strict=True)])
 
 
 def differing(tree, stored: Mapping[str, list]) -> list[str]:
@@ -86,10 +101,8 @@ def _digest(meta: Mapping[str, Any]) -> str:
 
 
 def _sums(x: jax.Array) -> Sums:
-    if not x.is_fully_addressable:
-        return [_weighted_sum(x, np.zeros(x.ndim, np.uint32))]
     # Each device its own part, and the host adds up: a program that had devices wait for each other could not run
-    # beside a training step on CPU devices, which share a few threads.
+    # beside a training step on CPU devices, which share a few threads. Of several processes one has the first replica.
     return [
         _weighted_sum(shard.data, np.array([part.start or 0 for part in shard.index], np.uint32))
         for shard in x.addressable_shards if shard.replica_id == 0
@@ -121,7 +134,8 @@ class SealedJsonHandler(ocp.JsonCheckpointHandler):
         return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name="sealed_json")]
 
     async def _write(self, directory, args: "SealedJsonSave") -> None:
-        arrays = {item: finish(sums, args.arrays[item]) for item, sums in args.checksums.items()}
+        arrays = {item: finish(sums, args.arrays[item], f"checksums of saved {item}", args.turn)
+                  for item, sums in args.checksums.items()}
         if jax.process_index() == 0:
             (directory / "metadata").write_text(json.dumps(seal(args.meta, arrays)))
 
@@ -134,11 +148,13 @@ class SealedJsonSave(ocp.args.CheckpointArgs):
       meta: JSON-able.
       arrays: item -> tree of arrays.
       checksums: item -> what `start` began for them.
+      turn: of saving.
     """
 
     meta: Mapping[str, Any]
     arrays: Mapping[str, Any]
     checksums: Mapping[str, Mapping[str, Sums]]
+    turn: together.Turn
 
 
 @ocp.args.register_with_handler(SealedJsonHandler, for_restore=True)

@@ -1,7 +1,7 @@
 """`t5x-lite JOB --gin_file=... --gin.NAME=VALUE ...`: flags in, one job called, one line for a mistake.
 
 Exit codes: 0 done, 1 the program failed (with its trace), 2 the user can mend it (one line on stderr), 75 told to stop
-by SIGTERM (started again, it goes on), 130 interrupted.
+by SIGTERM, or another process of the job is gone (started again, it goes on), 130 interrupted.
 
 JAX and the jobs are imported only after the flags have been understood, so that `--help` and a misspelt flag are
 answered at once.
@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 
 import gin
 
-from t5x_lite import configuration, gin_files
-from t5x_lite.errors import Preempted, UserError
+from t5x_lite import configuration, gin_files, processes
+from t5x_lite.errors import Preempted, UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Job:
     """A gin configurable that the command line calls, and what `--help` says about it.
 
     `flags` are short forms: the flag's name, what is bound to its text, a line of help. `unneeded` are macros that gin
-    files refer to, but not what this job reads of them. `words` is what is bound to the words without a flag, and what
-    they are called; other jobs take none.
+    files refer to, but not what this job reads of them. `processes`: whether several can share it. `words` is what is
+    bound to the words without a flag, and what they are called; other jobs take none.
     """
 
     module: str
@@ -40,6 +40,7 @@ class Job:
     example: str
     flags: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     unneeded: tuple[str, ...] = ()
+    processes: bool = False
     words: tuple[str, str] | None = None
 
 
@@ -50,13 +51,13 @@ JOBS = {
         "t5x_lite.jobs.train", "train", "pretrain or finetune a model; started again, it goes on where it stopped",
         "t5x-lite train --gin_file=models/t5_1_1/small.gin --gin_file=runs/pretrain.gin \\\n"
         "    --gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption --gin.BATCH_SIZE=32 --model_dir=/tmp/t5x_lite/run",
-        _MODEL_DIR,
+        _MODEL_DIR, processes=True,
     ),
     "eval": Job(
         "t5x_lite.jobs.evaluate", "evaluate", "compute the metrics of one checkpoint, the latest, or all",
         "t5x-lite eval --gin_file=runs/eval.gin --gin.MIXTURE_OR_TASK_NAME=pydocs_summarize \\\n"
         "    --model_dir=/tmp/t5x_lite/run",
-        _MODEL_DIR,
+        _MODEL_DIR, processes=True,
     ),
     "infer": Job(
         "t5x_lite.jobs.infer", "infer", "write the model's answers to a file of inputs",
@@ -66,6 +67,7 @@ JOBS = {
             "input": ("infer.input", "the file to read"),
             "output": ("infer.output", "the file to write"),
         },
+        processes=True,
     ),
     "plan": Job(
         "t5x_lite.jobs.plan", "plan", "say what a run would need on hardware that is not here: memory, messages, time",
@@ -126,6 +128,7 @@ class Options:
     search: bool = False
     words: list[str] = dataclasses.field(default_factory=list)  # those without a flag
     numbers: dict[str, int] = dataclasses.field(default_factory=dict)  # of _NUMBERS, those that were given
+    place: dict[str, str] = dataclasses.field(default_factory=dict)  # of processes.FLAGS, those that were given
     verbose: bool = False
     help: bool = False
     version: bool = False
@@ -149,28 +152,40 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(general_help(), file=sys.stderr)
             return 2
         else:
-            return run_job(options)
+            code = run_job(options)
+            processes.leave()
+            return code
         return 0
     except UserError as e:
         if verbose:
             traceback.print_exc()
         # Only the first line: gin appends the configurables that an exception passed through.
         print(f"t5x-lite: error: {(str(e).splitlines() or [''])[0]}", file=sys.stderr)
-        return 2
+        return _failed(2, e)
     except Preempted as e:
         print(f"t5x-lite: {e.message}; started again, it goes on", file=sys.stderr)
+        processes.leave()
         return e.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print("t5x-lite: interrupted", file=sys.stderr)
-        return 130
-    except Exception:
+        return _failed(130, e)
+    except Exception as e:
         traceback.print_exc()
-        return 1
+        return _failed(1, e)
+
+
+def _failed(code: int, problem: BaseException) -> int:
+    why = f"{type(problem).__name__}: " if code == 1 else ""
+    processes.fail(code, f"{why}{first_line(problem)}" or "interrupted", problem)
+    return code
 
 
 def run_job(options: Options) -> int:
     """Import the job, set gin up, call the job; 1 when it reports problems that it went on after, else 0."""
     job = JOBS[options.job]
+    if options.place and not job.processes:
+        raise UserError(f"--{next(iter(options.place))}: {options.job} runs in one process")
+    place = processes.read_flags(options.place) if job.processes else {}
     # A user's modules are named in gin files (`import my_tasks`) and usually lie in the current folder. Last, so that
     # a folder there never hides an installed package.
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -206,8 +221,12 @@ def run_job(options: Options) -> int:
             raise UserError(f"--{name} needs --dry_run: it shows what would be trained on, and trains nothing")
         arguments[name] = value
 
-    # 3. Processes: several hosts find each other here, after the configuration and before the first question to JAX
-    #    about its devices.
+    # 3. Processes: several find each other here, after the configuration and before the first question to JAX about its
+    #    devices. The binding's values are read in any case.
+    waits = processes.Processes()
+    if job.processes:
+        facts = {"the job": options.job, "the flags": " ".join(sorted(arguments)), **configuration.bound_values()}
+        processes.start(processes.find_place(place), waits, facts, preemptible=options.job == "train")
 
     # 4. The job.
     compilation_cache()
@@ -271,7 +290,7 @@ def parse_flags(argv: Sequence[str]) -> Options:
                 raise UserError(f"--{name} takes no value")
             setattr(options, name, True)
             continue
-        known = name in ("gin_file", "gin_search_paths", *_NUMBERS) or name.startswith("gin.")
+        known = name in ("gin_file", "gin_search_paths", *_NUMBERS, *processes.FLAGS) or name.startswith("gin.")
         if not known and name not in _short_forms(options):
             raise UserError(_unknown_flag(name, options.job))
         if not equals:
@@ -286,6 +305,8 @@ def parse_flags(argv: Sequence[str]) -> Options:
             if not value.isdecimal() or not int(value):
                 raise UserError(f"--{name}={value}: give a whole number of at least 1")
             options.numbers[name] = int(value)
+        elif name in processes.FLAGS:
+            options.place[name] = value
         elif name.startswith("gin."):
             options.bindings.append(configuration.Binding(name.removeprefix("gin."), value, f"--{name}"))
         else:
@@ -313,7 +334,7 @@ def _job_name(name: str) -> str:
 
 
 def _unknown_flag(name: str, job: str) -> str:
-    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *_NUMBERS, *(JOBS[job].flags if job else ())]
+    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *_NUMBERS, *processes.FLAGS, *(JOBS[job].flags if job else ())]
     near = difflib.get_close_matches(name.replace("-", "_"), flags, n=1, cutoff=0.6)
     if near:
         hint = f"did you mean --{near[0]}?"
@@ -365,6 +386,8 @@ def job_help(name: str) -> str:
         *([("--search", "find the mesh, remat policy and number of microbatches that fit and are fastest")]
           if name == "plan" else []),
         ("--verbose", "show the trace of an error in the configuration too"),
+        *((f"--{flag}={form}", f"of a job in several processes: {text}, or {variable}; not needed under SLURM, Open "
+           "MPI, Kubernetes and on TPU pods") for flag, (form, text, variable) in processes.FLAGS.items() if job.processes),
     ]
     example = ["  " + line for line in job.example.splitlines()]
     lines = [f"t5x-lite {name}: {job.help}", "", "for example:", *example, "", "flags:"]

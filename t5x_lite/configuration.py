@@ -148,6 +148,12 @@ def referenced_macros() -> set[str]:
     return _referenced(_live_statements().values())
 
 
+def bound_values() -> dict[str, str]:
+    """Return what is bound, used or not: name of the binding or macro -> text of its value."""
+    return {_display((scope, selector, argument)): gin_config._format_value(value) or repr(value)
+            for (scope, selector), arguments in gin_config._CONFIG.items() for argument, value in arguments.items()}
+
+
 def operative_config(job: str = "JOB") -> str:
     """Return what the run so far has used, defaults included, as the text of a gin file that can be run again.
 

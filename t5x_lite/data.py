@@ -12,6 +12,7 @@ import dataclasses
 import glob
 import hashlib
 import itertools
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import gin
 import jax
 import numpy as np
 
+from t5x_lite import together
 from t5x_lite.errors import UserError
 from t5x_lite.text_files import TextFiles
 
@@ -326,9 +328,7 @@ class Batches:
 
 def gather_positions(positions: np.ndarray) -> np.ndarray:
     """The positions of all streams on every process, int64 [S, 2]."""
-    if jax.process_count() == 1:
-        return positions
-    from jax.experimental import multihost_utils
+    def whole(said: list[str]) -> str:
+        return json.dumps(np.array([json.loads(text) for text in said], np.int64).max(axis=0).tolist())
 
-    # Sent as int32: 64-bit integers are off by default in JAX, and a block has far fewer than 2^31 rows.
-    return np.asarray(multihost_utils.process_allgather(positions.astype(np.int32))).max(axis=0).astype(np.int64)
+    return np.array(json.loads(together.combined("positions", json.dumps(positions.tolist()), whole)), np.int64)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
 from t5x_lite import checkpoints
@@ -37,9 +36,8 @@ def load(paths: Sequence[str], partitioner) -> tuple[Any, Any, list[dict[str, An
     """
     loaded, metas, models = [], [], []
     for path in paths:
-        model, params, meta = checkpoints.load_for_inference(path)
-        shardings = partitioner.tree(model.abstract_params(), model.logical_axes())
-        loaded.append(jax.device_put(params, shardings))
+        model, params, meta = checkpoints.load_for_inference(path, partitioner=partitioner)
+        loaded.append(params)
         metas.append(meta)
         models.append(model)
         if meta.get("vocabulary") != metas[0].get("vocabulary"):

@@ -15,7 +15,7 @@ from t5x_lite import decoding, incremental
 from t5x_lite.data import FallbackVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
-from t5x_lite.partitioning import Partitioner
+from t5x_lite.partitioning import Partitioner, place
 from t5x_lite.text_files import TextFiles
 from t5x_lite.trainer import eval_step
 
@@ -132,15 +132,11 @@ class Evaluator:
             part = {name: column[start : start + size] for name, column in rows.items()}
             real = len(next(iter(part.values())))
             part = {n: np.pad(c, ((0, size - real), *((0, 0),) * (c.ndim - 1))) for n, c in part.items()}
-            yield {n: _global(c, partitioner.batch) for n, c in part.items()}, real
+            # Every process has all examples.
+            yield {n: place(c, partitioner.batch) for n, c in part.items()}, real
 
     def _compile(self, name, model, partitioner, function):
         key = (name, model, id(partitioner))
         if key not in self._compiled:
             self._compiled[key] = jax.jit(function, out_shardings=partitioner.replicated)
         return self._compiled[key]
-
-
-def _global(rows: np.ndarray, sharding) -> jax.Array:
-    # Every process has all examples; each gives its devices their part.
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])

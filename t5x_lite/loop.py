@@ -12,11 +12,10 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import checkpoints, flops, monitor, run_folder
+from t5x_lite import checkpoints, flops, monitor, run_folder, together
 from t5x_lite.data import Batches, gather_positions
 from t5x_lite.errors import Preempted, UserError
 from t5x_lite.evaluation import Evaluator
@@ -125,9 +124,10 @@ class Loop:
             self.standing.positions, self.standing.metrics = positions, {}
             self.step += 1
             self.watchdog.alive()
+            together.doing(f"step {self.step}")
             last = self.step == self.calendar.train_steps
             evaluates = self.evaluator is not None and self.calendar.evaluates(self.step)
-            self._save_wanted |= self.step % self.calendar.save_every == 0 or self.saver.due()
+            self._save_wanted |= self.step % self.calendar.save_every == 0 or self.saver.due(self.step)
             # Metrics are read one step late, so that the devices never wait for the host.
             self._report(self._lagged.push(self.step, metrics))
             if evaluates or last or self._save_wanted:
@@ -153,6 +153,7 @@ class Loop:
         self.saver.wait()
 
     def _next_batch(self):
+        together.doing(f"the data of step {self.step + 1}")
         with self.notice.interruptible():
             if self.meter is None:
                 item = next(self.batches)
@@ -178,6 +179,7 @@ class Loop:
 
     def _evaluate(self) -> bool:
         """Whether training is to end early."""
+        together.doing(f"the evaluation of step {self.step}")
         calendar, standing = self.calendar, self.standing
         paused = self.meter.paused() if self.meter else contextlib.nullcontext()
         with paused, self.notice.interruptible():
@@ -186,7 +188,7 @@ class Loop:
         standing.metrics = results.metrics
         self.writer.write(self.step, results.metrics)
         self.progress.note(f"step {self.step}: " + _short(results.metrics))
-        if results.samples and jax.process_index() == 0:
+        if results.samples and together.first():
             lines = [json.dumps({"step": self.step, **sample}, ensure_ascii=False) for sample in results.samples]
             with contextlib.suppress(OSError):  # a look at the run, nothing to stop it for
                 run_folder.write_whole(self.folder / "samples.jsonl", "\n".join(lines) + "\n")

@@ -7,6 +7,8 @@ no-op until a partitioner is in force.
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,9 +19,11 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from t5x_lite.errors import UserError
+from t5x_lite import together
+from t5x_lite.errors import UserError, first_line
 
 MESH_AXES = ("data", "fsdp", "tensor")
+_PLATFORMS = ("tpu", "gpu", "cpu")
 
 # (logical axis, mesh axes). Parameters shard their width over `fsdp` and the wide side of every product over `tensor`;
 # activations shard the batch over both data axes and keep their own width whole. Of an array's axes the one that stands
@@ -54,14 +58,24 @@ class MeshConfig:
       shape: size of each mesh axis, `{"data": -1, "fsdp": 1, "tensor": 1}`; one may be -1 and takes what is left.
       rules: pairs (logical axis, mesh axis, tuple of them, or None). A mesh axis shards one axis of an array: that
         which stands first in the table.
+      platform: "tpu", "gpu" or "cpu", what the devices must be: JAX goes on with the CPU where it finds nothing else.
+      num_devices: how many there must be, over all processes.
     """
 
     shape: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1, "fsdp": 1, "tensor": 1})
     rules: tuple[tuple[str, Any], ...] = DEFAULT_RULES
+    platform: str | None = None
+    num_devices: int | None = None
 
     def build(self, devices=None) -> "Partitioner":
-        """Raises UserError when the shape does not fit the devices or names an unknown axis."""
-        devices = jax.devices() if devices is None else list(devices)
+        """
+        Args:
+          devices: instead of those that are here, which must be what the configuration names.
+
+        Raises:
+          UserError: the shape does not fit the devices or names an unknown axis, or they are not those that are named.
+        """
+        devices = self._here() if devices is None else list(devices)
         shape = dict(self.shape)
         unknown = sorted(set(shape) - set(MESH_AXES))
         if unknown:
@@ -80,7 +94,25 @@ class MeshConfig:
             )
         sizes = tuple(shape.values())
         mesh = Mesh(_arranged(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
+        if together.several() and devices[0].platform == "cpu":
+            _introduce(mesh)
         return Partitioner(mesh, tuple((name, axes) for name, axes in self.rules))
+
+    def _here(self) -> list[jax.Device]:
+        if self.platform not in (None, *_PLATFORMS):
+            raise UserError(f"Mesh.platform = {self.platform!r}: name one of {', '.join(_PLATFORMS)}")
+        try:
+            devices = jax.devices()
+        except RuntimeError as e:  # JAX_PLATFORMS names what cannot be used
+            raise UserError(f"JAX finds no devices ({first_line(e)}): see to drivers and JAX_PLATFORMS") from e
+        found = f"JAX found {len(devices)} {devices[0].platform} device(s)"
+        if self.platform is not None and devices[0].platform != self.platform:
+            raise UserError(f"Mesh.platform = {self.platform!r}, but {found}: see to drivers and jax[{self.platform}], "
+                            "or use another file of gin/mesh")
+        if self.num_devices is not None and len(devices) != self.num_devices:
+            raise UserError(f"Mesh.num_devices = {self.num_devices}, but {found} in {jax.process_count()} process(es): "
+                            "see to those that are missing, or set what is there")
+        return devices
 
 
 def _arranged(devices, sizes: tuple[int, ...]) -> np.ndarray:
@@ -98,6 +130,23 @@ def _arranged(devices, sizes: tuple[int, ...]) -> np.ndarray:
     own = (sizes[0] // len(slices), *sizes[1:])
     return mesh_utils.create_hybrid_device_mesh(own, (len(slices), *(1,) * len(own[1:])), devices,
                                                 allow_split_physical_axes=True)
+
+
+def _introduce(mesh: Mesh) -> None:
+    """Has CPU devices of several processes exchange something along each set of mesh axes, all at one time.
+
+    They find each other at their first exchange, and whoever comes to that 30 s after another, because it took longer to
+    compile a step, is found no more. Afterwards they wait for each other as long as it takes.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    zeros = place(np.zeros(1, np.float32), everywhere)
+    axes = [axis for axis, size in mesh.shape.items() if size > 1]
+    for chosen in itertools.chain.from_iterable(itertools.combinations(axes, n + 1) for n in range(len(axes))):
+        add = jax.shard_map(functools.partial(jax.lax.psum, axis_name=chosen), mesh=mesh, in_specs=PartitionSpec(),
+                            out_specs=PartitionSpec(), check_vma=False)
+        compiled = jax.jit(add).lower(zeros).compile()
+        together.gathered("introduced", "")
+        compiled(zeros).block_until_ready()
 
 
 class Partitioner:
@@ -175,6 +224,24 @@ class Partitioner:
         kinds = sorted({d.device_kind for d in self.mesh.devices.flat})
         shape = " × ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items())
         return f"{self.mesh.devices.size} device(s) ({', '.join(kinds)}), mesh {shape}"
+
+
+def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """The array, which every process has, on the devices; each process gives its own their part."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def fetch(tree: Any) -> Any:
+    """Whole NumPy arrays of arrays that lie on the devices of all processes, which all have to ask."""
+    if jax.process_count() > 1:
+        tree = jax.tree.map(lambda x: _laid(x, NamedSharding(x.sharding.mesh, PartitionSpec())), tree)
+    return jax.tree.map(np.asarray, tree)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _laid(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import gin
 
+from t5x_lite import together
 from t5x_lite.errors import UserError, first_line
 
 
@@ -56,6 +57,9 @@ def is_better_lower(metric: str | None) -> bool:
     return bool(metric) and metric.endswith(("loss", "perplexity"))
 
 
+_SAVING = "saving"
+
+
 @gin.configurable(module="t5x_lite")
 @dataclasses.dataclass(frozen=True)
 class Retry:
@@ -83,6 +87,8 @@ class Retry:
 class Saver:
     """Saves through a `checkpoints.Checkpointer`, and again where that failed.
 
+    What fails in one of several processes has failed in all: each method is called by all of them, at the same step.
+
     Args:
       say: is given what a person should know.
     """
@@ -94,16 +100,25 @@ class Saver:
         self._failures = 0
         self._again_at: float | None = None
         self._saving: int | None = None  # step of the save that goes on in the background
+        self._asked_for = self._ask_at = 0  # the step that was last to be saved, and when to ask what became of it
 
-    def due(self) -> bool:
+    def due(self, step: int) -> bool:
         """Whether to try again now. Learns what became of the last save; does not wait for it.
 
         Raises:
           UserError: it was one failure too many.
         """
+        if self._saving is None and self._again_at is None:
+            return False
+        if together.several():
+            # Asking all takes a message to each: at the 1st, 2nd, 4th, 8th … step after that of the save.
+            if step < self._ask_at:
+                return False
+            self._ask_at = step + max(1, step - self._asked_for)
         if self._saving is not None:
             self._attempt(self._saving, self._checkpointer.check)
-        return self._again_at is not None and self._clock() >= self._again_at
+        # By one clock.
+        return together.from_first("due", lambda: self._again_at is not None and self._clock() >= self._again_at)
 
     def save(self, step: int, save: Callable[[], bool]) -> bool:
         """Starts to save.
@@ -119,6 +134,7 @@ class Saver:
         """
         self.wait()
         self._again_at = None
+        self._asked_for = self._ask_at = step
         began = self._attempt(step, save)
         if began:
             self._saving = step
@@ -141,26 +157,34 @@ class Saver:
             self._sleep(max(0.0, self._again_at - self._clock()))
 
     def _attempt(self, step: int, call: Callable[[], bool | None]) -> bool | None:
-        """call(), and what follows from its failure or success."""
+        """call(), and what follows from its failure or success; it returns whether something is now being saved."""
+        result = problem = None
         try:
             result = call()
         except Exception as e:  # of whatever kind: a run that could go on must not die of it
+            problem = e
+        said = together.gathered("saved", f"{type(problem).__name__}: {first_line(problem)}" if problem else
+                                  _SAVING if result else "")
+        failed = [text for text in said if text not in ("", _SAVING)]
+        if failed:
             self._saving = None
-            self._failed(step, e)
+            self._checkpointer.drop()
+            # The cause, and not what came of it in those that waited.
+            self._failed(step, min(failed, key=lambda text: text.startswith(together.GivenUp.__name__)), problem)
             return None
-        if self._saving is not None and not self._checkpointer.is_saving:
+        if self._saving is not None and _SAVING not in said:
             if self._failures:
                 self._say(f"step {self._saving} is saved: saving works again")
             self._saving, self._failures = None, 0
         return result
 
-    def _failed(self, step: int, problem: Exception) -> None:
+    def _failed(self, step: int, why: str, problem: Exception | None) -> None:
         self._failures += 1
         wait = min(self._retry.seconds * 2 ** (self._failures - 1), self._retry.max_seconds)
         self._again_at = self._clock() + wait
         steps = self._checkpointer.steps()
         newest = f"the newest checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-        what = f"saving step {step} failed ({type(problem).__name__}: {first_line(problem)})"
+        what = f"saving step {step} failed ({why})"
         if self._failures >= self._retry.failures:
             raise UserError(f"{what}, {self._failures} times in a row by now; {newest}. Make room or give access in "
                             f"{self._checkpointer.folder} and start again, or raise Retry.failures") from problem

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import seqio
 
-from t5x_lite import seqio_blocks, seqio_names, seqio_sources
+from t5x_lite import seqio_blocks, seqio_names, seqio_sources, together
 from t5x_lite.errors import UserError
 
 # Random preprocessing (span corruption) of evaluation examples: the same in every evaluation of every run.
@@ -47,7 +47,7 @@ class EvaluationData:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def decoded_metrics(self, decode: Callable[[np.ndarray], np.ndarray]):
-        """{task: ({metric: value}, samples)} of the tasks that have metrics.
+        """{task: ({metric: value}, samples)} of the tasks that have metrics; process 0 computes them for all.
 
         Args:
           decode: encoder tokens int32 [n, s] -> ids int32 [n, t].
@@ -73,11 +73,15 @@ class EvaluationData:
             ids = decode(np.stack([tokens for _, tokens in indexed]))
             return [(i, row.tolist()) for (i, _), row in zip(indexed, ids, strict=True)]
 
-        metrics, outputs = self._evaluator.evaluate(compute_metrics=True, predict_fn=predict, score_fn=_no_scores)
+        metrics, outputs = self._evaluator.evaluate(
+            compute_metrics=together.first(), predict_fn=predict, score_fn=_no_scores)
+        return together.from_first("metrics", lambda: self._results(metrics.result(), outputs))
+
+    def _results(self, metrics, outputs) -> dict[str, tuple[dict[str, float], list[dict[str, str]]]]:
         result = {}
         for task in self._evaluator.eval_tasks:
             # A metric is a number, seqio's Scalar around one, or something to look at (a histogram, text), left out here.
-            named = {name: getattr(value, "value", value) for name, value in metrics.result()[task.name].items()}
+            named = {name: getattr(value, "value", value) for name, value in metrics[task.name].items()}
             values = {name: float(value) for name, value in named.items() if np.isscalar(value) or np.ndim(value) == 0}
             predictions = next(iter(outputs[task.name].values()), [])
             result[seqio_sources.plain_name(task.name)] = values, self._samples(task, predictions)

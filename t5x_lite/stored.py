@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums
+from t5x_lite import checksums, together
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.partitioning import leaves_by_path
@@ -42,14 +42,16 @@ class Stored:
     @functools.cached_property
     def _description(self) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
         """(meta, item -> path -> checksum); no checksums for what was converted."""
-        try:
-            sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(absolute(self.folder / "meta"))
-        except (OSError, ValueError) as e:
-            raise Damaged(f"{self.folder} is damaged: its `meta` cannot be read ({first_line(e)})") from e
-        try:
-            meta, sums = checksums.opened(sealed)
-        except ValueError as e:
-            raise Damaged(f"{self.folder} is damaged: {e}") from e
+        with _agreeing():
+            try:
+                sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()).restore(
+                    absolute(self.folder / "meta"))
+            except (OSError, ValueError) as e:
+                raise Damaged(f"{self.folder} is damaged: its `meta` cannot be read ({first_line(e)})") from e
+            try:
+                meta, sums = checksums.opened(sealed)
+            except ValueError as e:
+                raise Damaged(f"{self.folder} is damaged: {e}") from e
         return meta, sums or {}
 
     def shapes(self, item: str) -> dict[str, tuple[int, ...]]:
@@ -76,10 +78,10 @@ class Stored:
                 arguments = ocp.args.PyTreeRestore(
                     item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
                 )
-                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=_alone()) as checkpointer:
                     found = checkpointer.restore(absolute(self.folder / item), args=arguments)
             else:
-                with ocp.StandardCheckpointer() as checkpointer:
+                with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
                     found = checkpointer.restore(absolute(self.folder / item), target)
         wrong = checksums.differing(found, self._description[1].get(item, {}))
         if wrong:
@@ -171,7 +173,7 @@ def item_metadata(folder: epath.Path) -> dict[str, Any]:
     Raises:
       Damaged: it cannot be read.
     """
-    with _reading(folder), ocp.StandardCheckpointer() as checkpointer:
+    with _reading(folder), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         metadata = checkpointer.metadata(absolute(folder))
     found = getattr(metadata, "item_metadata", metadata)
     found = getattr(found, "tree", found)
@@ -183,15 +185,33 @@ def absolute(path: epath.Path) -> epath.Path:
     return path if "://" in str(path) else path.resolve()
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Each process reads for itself: one that cannot must not leave the others waiting in Orbax."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+
+@contextlib.contextmanager
+def _agreeing():
+    """What one process of several finds damaged, is damaged for all."""
+    problem = None
+    try:
+        yield
+    except UserError as e:
+        problem = e
+    together.agree("reading", problem, Damaged)
+
+
 @contextlib.contextmanager
 def _reading(what: epath.Path):
     """What Orbax and tensorstore raise for files that are missing, cut off or garbled becomes Damaged."""
-    try:
-        yield
-    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except PermissionError as e:
-        raise UserError(f"{what} cannot be read ({first_line(e)})") from e
-    except Exception as e:  # of tensorstore's errors Orbax makes plain ones
-        why = first_line(e.__cause__ or e)
-        raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
+    with _agreeing():
+        try:
+            yield
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except PermissionError as e:
+            raise UserError(f"{what} cannot be read ({first_line(e)})") from e
+        except Exception as e:  # of tensorstore's errors Orbax makes plain ones
+            why = first_line(e.__cause__ or e)
+            raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e

@@ -3,9 +3,7 @@ undisturbed run does."""
 
 import contextlib
 import dataclasses
-import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -17,13 +15,12 @@ import gin
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from npz_runs import TOKENS, flags, run, steps_seen, train_losses, write_rows
 
-from t5x_lite import checkpoints, cli, configuration, losses, plots, run_folder
+from t5x_lite import checkpoints, losses, plots, run_folder
 from t5x_lite.partitioning import leaves_by_path
 
 pytestmark = pytest.mark.slow  # each run costs some ten seconds
-
-POISON = 63
 
 
 @gin.configurable(module="tests")
@@ -35,43 +32,9 @@ class PoisonedLoss(losses.Loss):
 
     def sums(self, logits, targets, weights):
         sums = super().sums(logits, targets, weights)
-        bad = (targets == POISON).any()
+        bad = (targets == TOKENS).any()
         worse = jnp.nan if self.spike is None else self.spike * sums["loss"]
         return {**sums, "loss": jnp.where(bad, worse, sums["loss"])}
-
-
-def write_rows(path, n, poisoned=()):
-    rng = np.random.default_rng(0)
-    inputs, targets = rng.integers(2, POISON, (n, 8)), rng.integers(2, POISON, (n, 6))
-    targets[list(poisoned), 2] = POISON
-    np.savez(path, encoder_input_tokens=inputs, decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-             decoder_target_tokens=targets, decoder_loss_weights=np.ones_like(targets))
-
-
-def flags(rows, mesh="{'data': 2, 'fsdp': 4}", **more):
-    """Of a run so small that its steps take milliseconds."""
-    sizes = dict(emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=64, num_encoder_layers=1,
-                 num_decoder_layers=1, dropout_rate=0.1)
-    return ["train", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", f"--gin.NPZ_PATTERN={rows}",
-            *(f"--gin.T5Config.{name}={value}" for name, value in sizes.items()), "--gin.BATCH_SIZE=8",
-            f"--gin.MESH={mesh}", "--gin.train.log_every=1", "--gin.WARMUP_STEPS=100",
-            *(f"--gin.{name}={value}" for name, value in more.items())]
-
-
-def run(folder, *arguments, **more):
-    configuration.clear()
-    try:
-        return cli.main([*arguments, f"--model_dir={folder}", *(f"--gin.{n}={v}" for n, v in more.items())])
-    finally:
-        configuration.clear()
-
-
-def train_losses(folder):
-    """step -> loss; every step once, none missing."""
-    lines = [json.loads(line) for line in (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    found = [(line["step"], float(line["value"])) for line in lines if line["name"] == "train/loss"]
-    assert [step for step, _ in found] == list(range(1, len(found) + 1))
-    return [loss for _, loss in found]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,13 +72,6 @@ def when(condition, act):
     finally:
         over.set()
         thread.join()
-
-
-def steps_seen(folder):
-    """Number of steps whose loss is in the file by now."""
-    with contextlib.suppress(OSError):
-        return (pathlib.Path(folder) / "metrics.jsonl").read_text().count("train/loss")
-    return 0
 
 
 def test_sigterm_saves_where_it_stands_and_the_next_start_goes_on(healthy, tmp_path, capsys):

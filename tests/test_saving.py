@@ -97,15 +97,15 @@ def test_training_goes_on_and_saving_is_tried_again(saver):
         saver.save(step, saver.test_call(step))
         saver.wait()
         assert f"saving step {step} failed" in said[-1] and f"trying again in {wait:.0f} s" in said[-1]
-        assert not saver.due(), "not at once"
+        assert not saver.due(step), "not at once"
         clock.now += wait
-        assert saver.due()
+        assert saver.due(step)
     assert "failure 3 of 5" in said[-1]
     assert threading.active_count() <= threads + 1, "nothing is left that would keep the process from ending"
     mend_folder(folder)
     assert saver.save(5, saver.test_call(5))
     saver.wait()
-    assert said[-1] == "step 5 is saved: saving works again" and not saver.due()
+    assert said[-1] == "step 5 is saved: saving works again" and not saver.due(5)
     assert checkpoints.steps(folder.parent) == [1, 5]
 
 
@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_is_noticed_without_waiting(saver):
             time.sleep(0.01)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not saver.due() and "saving step 2 failed" in said[-1] and "File too large" in said[-1]
+    assert not saver.due(2) and "saving step 2 failed" in said[-1] and "File too large" in said[-1]
     assert "the newest checkpoint is that of step 1" in said[-1]
     assert checkpoints.steps(folder.parent) == [1], "absent, not half there"
     assert saver.save_now(2, saver.test_call(2)) and checkpoints.steps(folder.parent) == [1, 2]

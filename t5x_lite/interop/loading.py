@@ -5,23 +5,25 @@ from typing import Any
 
 import jax
 
-from t5x_lite.checkpoints import as_dict, from_dict
+from t5x_lite.checkpoints import as_dict, from_dict, inference_shardings
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats
 from t5x_lite.interop import weights as w
 from t5x_lite.models import Model
-from t5x_lite.partitioning import leaves_by_path
+from t5x_lite.partitioning import Partitioner, leaves_by_path, place
 from t5x_lite.trainer import TrainState
 
 
-def load_for_inference(path, step: int | None = None) -> tuple[Model, Any, dict[str, Any]]:
+def load_for_inference(
+    path, step: int | None = None, partitioner: Partitioner | None = None
+) -> tuple[Model, Any, dict[str, Any]]:
     """What `checkpoints.load_for_inference` gives of this project's own."""
     _, weights = formats.read(path, step=step)
     params = w.stacked(weights.params) if weights.config.scan_layers else weights.params
-    device = jax.local_devices()[0]
-    tree = w.nested({name: jax.device_put(tensor.read(), device) for name, tensor in params.items()})
-    meta = {"model": weights.config.to_dict(), "vocabulary": weights.vocabulary, "step": weights.step}
-    return Model(weights.config), tree, meta
+    model = Model(weights.config)
+    shardings = leaves_by_path(inference_shardings(model, partitioner))
+    tree = w.nested({name: place(tensor.read(), shardings[name]) for name, tensor in params.items()})
+    return model, tree, {"model": weights.config.to_dict(), "vocabulary": weights.vocabulary, "step": weights.step}
 
 
 def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer_state: bool,
@@ -62,6 +64,5 @@ def _place(what: str, tensors: dict[str, w.Tensor], like, shardings, may_lack: C
         if name in kept:
             placed.append(leaf)
             continue
-        array = tensors[name].cast(leaf.dtype).read()
-        placed.append(jax.make_array_from_callback(array.shape, sharding, lambda index, a=array: a[index]))
+        placed.append(place(tensors[name].cast(leaf.dtype).read(), sharding))
     return jax.tree.unflatten(jax.tree.structure(like), placed)

@@ -5,10 +5,9 @@ import json
 from collections.abc import Sequence
 
 import gin
-import jax
 from etils import epath
 
-from t5x_lite import checkpoints, configuration, ensembles, monitor, run_folder
+from t5x_lite import checkpoints, configuration, ensembles, monitor, run_folder, together
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
 from t5x_lite.partitioning import MeshConfig
@@ -52,7 +51,7 @@ def evaluate(
                             f"{', '.join(map(str, steps))}")
         wanted = steps if checkpoint == "all" else [newest.name if checkpoint == "latest" else checkpoint]
         chosen = [[str(newest.parent / str(step))] for step in wanted]
-    main = jax.process_index() == 0
+    main = together.first()
     say = print if main else (lambda *_: None)
     say(partitioner.describe())
     evaluator = evaluation.open(functools.partial(checkpoints.read_vocabulary, folders[0]))
@@ -73,6 +72,7 @@ def evaluate(
             if dry_run:
                 say(f"would evaluate {' and '.join(paths)}")
                 continue
+            together.doing(f"the evaluation of step {step}")
             results = evaluator.run(model, params, partitioner)
             metrics = {prefix + name.removeprefix("eval"): value for name, value in results.metrics.items()}
             writer.write(step, metrics)

@@ -5,6 +5,7 @@ text, put back into the order of the input. Nothing here needs TensorFlow or a t
 vocabulary.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -23,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from t5x_lite import configuration, decoding, ensembles, text_io, vocabularies
+from t5x_lite import configuration, decoding, ensembles, text_io, together, vocabularies
 from t5x_lite.beam_search import EMPTY
 from t5x_lite.errors import UserError
-from t5x_lite.partitioning import MeshConfig
+from t5x_lite.partitioning import MeshConfig, fetch, place
 
 WINDOW = 16  # batches that are sorted by length together, and written together
 SHORTEST = 16  # tokens; shorter inputs are padded to this
@@ -66,6 +67,8 @@ def infer(
 
     A job that was killed goes on where it stopped when it is run again in the same way; an input that has changed in
     the lines already done is refused.
+
+    Several processes share the work of each batch, and the first one writes.
 
     Args:
       checkpoint: MODEL_DIR, its `checkpoints` folder (the newest step), one step's folder, or a checkpoint of another
@@ -108,8 +111,9 @@ def infer(
                                ("max_target_length", max_target_length, 2)):
         if value < least:
             raise UserError(f"infer.{name} must be at least {least}, not {value!r}")
-    if jax.process_count() > 1:
-        raise UserError(f"infer runs in one process, not {jax.process_count()}: give each process its own input")
+    if together.several() and os.fspath(input) == text_io.STANDARD:
+        raise UserError("infer.input = -: several processes cannot read one standard input; give a file that all can "
+                        "read")
     decoder = decoder or decoding.Decoder()
     partitioner = (mesh or MeshConfig()).build()
     if batch_size % partitioner.batch_shards:
@@ -139,16 +143,17 @@ def infer(
                         f"{decoder.max_length}: shorten it, or raise that")
     if dry_run:
         count = sum(leaf.size for leaf in jax.tree.leaves(params if len(paths) == 1 else params[0]))
-        print(partitioner.describe())
-        for path, meta in zip(paths, metas, strict=True):
-            print(f"{path}, step {meta['step']}: {count:,} parameters")
-        print(f"{vocabulary!r}\n{mode} {source.path} ({source.format}) -> {output}\n{decoder}")
+        lines = [partitioner.describe()]
+        lines += [f"{path}, step {meta['step']}: {count:,} parameters" for path, meta in zip(paths, metas, strict=True)]
+        lines += [f"{vocabulary!r}\n{mode} {source.path} ({source.format}) -> {output}\n{decoder}"]
+        if together.first():
+            print("\n".join(lines))
         return 0
     worker = _Worker(model, params, vocabulary, decoder, partitioner, mode, batch_size,
                      max_input_length, max_target_length, prefix, choices)
 
-    # 3. Where an earlier run stopped.
-    out = text_io.open_output(output, settings={
+    # 3. Where an earlier run stopped. Process 0 has the output, and tells the others how far it is.
+    settings = {
         "checkpoint": ",".join(paths),
         "step": metas[0]["step"] if len(metas) == 1 else [meta["step"] for meta in metas],
         "vocabulary": _digest(vocabulary.to_dict()),
@@ -158,16 +163,12 @@ def infer(
         "decoder_prefix": decoder_prefix or None,
         "choices": choices,
         "max_input_length": max_input_length,
-    }, overwrite=overwrite)
+    }
     records = iter(source)
-    lines = errors = 0
-    for before in out.done():
-        record = next(records, None)
-        if record is None or not _made_from(before, record):
-            raise UserError(f"line {lines + 1} of {source.path} is not what {output}.partial was made from: "
-                            "start anew with infer.overwrite=True, or name another output")
-        lines += 1
-        errors += "error" in before
+    out = text_io.open_output(output, settings, overwrite) if together.first() else None
+    lines, errors = together.from_first("done", lambda: _skip_done(out, records, source.path, output))
+    if out is None:
+        collections.deque(itertools.islice(records, lines), maxlen=0)
     if lines:
         _say(f"infer: going on after line {lines:,}")
 
@@ -175,14 +176,34 @@ def infer(
     window = batch_size * (1 if source.path == text_io.STANDARD else WINDOW)  # a pipe's reader is waiting
     progress = _Progress(source, lines)
     while chunk := list(itertools.islice(records, window)):
+        together.doing(f"line {lines + 1}")
         written = worker(chunk, first_line=lines)
-        out.write(written)
+        if out is not None:
+            out.write(written)
         lines += len(written)
         errors += sum("error" in record for record in written)
         progress(lines)
-    out.finish()
+    if out is not None:
+        out.finish()
     _say(f"infer: {lines:,} lines -> {output}" + (f", {errors:,} of them with an error" if errors else ""))
     return errors
+
+
+def _skip_done(out, records, path: str, output: str) -> tuple[int, int]:
+    """Takes the records that an earlier run has answered; how many, and how many of them with an error.
+
+    Raises:
+      UserError: they are not those that it answered.
+    """
+    lines = errors = 0
+    for before in out.done():
+        record = next(records, None)
+        if record is None or not _made_from(before, record):
+            raise UserError(f"line {lines + 1} of {path} is not what {output}.partial was made from: start anew with "
+                            "infer.overwrite=True, or name another output")
+        lines += 1
+        errors += "error" in before
+    return lines, errors
 
 
 # At the top of the module, so that a second call of the job in one process compiles nothing again. Tracing reads the
@@ -231,7 +252,7 @@ class _Worker:
         self.choices = choices
         self._prefix = None
         if prefix:
-            self._prefix = jax.device_put(np.tile(np.array(prefix, np.int32), (batch_size, 1)), partitioner.batch)
+            self._prefix = place(np.tile(np.array(prefix, np.int32), (batch_size, 1)), partitioner.batch)
         # What the programs depend on besides their arrays.
         self._static = {"model": model, "eos_id": vocabulary.eos_id, "decoder": decoder,
                         "rules": repr(partitioner.rules)}
@@ -249,9 +270,10 @@ class _Worker:
         batches = [rows[i:i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         with self.partitioner.activate():
             results = [self._start(batch, first_line) for batch in batches]  # all are queued before one is waited for
-        for batch, (ids, scores) in zip(batches, results, strict=True):
-            ids = [None] * len(batch) if ids is None else np.asarray(ids)[:len(batch)].tolist()
-            for row, row_ids, score in zip(batch, ids, np.asarray(scores).tolist(), strict=False):
+        for batch, result in zip(batches, results, strict=True):
+            ids, scores = fetch(result)
+            ids = [None] * len(batch) if ids is None else ids[:len(batch)].tolist()
+            for row, row_ids, score in zip(batch, ids, scores.tolist(), strict=False):
                 out[row.place] = self._finished(records[row.place], row, row_ids, score)
         return out
 
@@ -283,7 +305,7 @@ class _Worker:
         # A row is known by its line, so that sampling draws the same for it in any batch.
         places = [first_line + row.place for row in batch]
         places = np.array(places + [0] * (self.batch_size - len(batch)), np.int32)
-        return _predict(self.params, inputs, jax.device_put(places, self.partitioner.batch), self._prefix,
+        return _predict(self.params, inputs, place(places, self.partitioner.batch), self._prefix,
                         **self._static)
 
     def _padded(self, rows: list[list[int]], max_length: int) -> jax.Array:
@@ -291,7 +313,7 @@ class _Worker:
         array = np.zeros((self.batch_size, bucket(max(map(len, rows)), max_length)), np.int32)
         for i, row in enumerate(rows):
             array[i, :len(row)] = row
-        return jax.device_put(array, self.partitioner.batch)
+        return place(array, self.partitioner.batch)
 
     def _padded_choices(self, batch: list[_Row]) -> jax.Array:
         """int32 [batch_size, c, t]: c and t powers of two, or c what all lines have. Every position costs a step."""
@@ -301,7 +323,7 @@ class _Worker:
         for i, row in enumerate(batch):
             for j, ids in enumerate(row.targets):
                 array[i, j, :len(ids)] = ids
-        return jax.device_put(array, self.partitioner.batch)
+        return place(array, self.partitioner.batch)
 
     def _finished(self, record: text_io.Record, row: _Row, ids: list | None,
                   score: float | list[float]) -> dict[str, Any]:
@@ -367,4 +389,5 @@ def _digest(d: dict[str, Any]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if together.first():
+        print(line, file=sys.stderr, flush=True)

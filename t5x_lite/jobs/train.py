@@ -1,7 +1,6 @@
 """The job `train`: pretraining and finetuning are the same, from different parameters on different data."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import time
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, run_folder
+from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, run_folder, together
 from t5x_lite.data import Batches, NpzSource, SeqioSource
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
@@ -21,7 +20,7 @@ from t5x_lite.loop import Calendar, Loop, Standing
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model, T5Config
 from t5x_lite.optimizers import Optimizer, set_counts
-from t5x_lite.partitioning import MeshConfig, leaves_by_path
+from t5x_lite.partitioning import MeshConfig, leaves_by_path, place
 from t5x_lite.saving import Keep, Retry, Saver
 from t5x_lite.trainer import Trainer, TrainState
 
@@ -125,7 +124,7 @@ def train(
                             "this run's cannot stand on; bring it in with t5x-lite convert first")
 
         # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
-        main = jax.process_index() == 0
+        main = together.first()
         say = print if main else (lambda *_: None)
         say(partitioner.describe())
         shardings = trainer.shardings
@@ -144,7 +143,7 @@ def train(
         if dry_run:
             with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
                 _print_dry_run(trainer, next(batches)[0], say)
-            if show_batches and main:
+            if show_batches:
                 for text in batch_texts.show(blocks, data.num_streams, batch_size, model_dir, show_batches, at_step):
                     say(text)
             return 0
@@ -217,11 +216,6 @@ def train(
         batches = until_the_end.enter_context(
             Batches(blocks, data.num_streams, batch_size, partitioner.batch, standing.positions)
         )
-        retry = retry or Retry()
-        if jax.process_count() > 1:
-            # Each would wait by its own clock, and they would no longer take the same steps.
-            retry = dataclasses.replace(retry, failures=1)
-
         def sleep(seconds: float) -> None:
             with notice.interruptible():
                 time.sleep(seconds)
@@ -232,7 +226,7 @@ def train(
                               early_stopping_patience),
             standing=standing, folder=folder, meta=meta, only=own if base else None, batches=batches,
             evaluator=evaluator, checkpointer=checkpointer,
-            saver=Saver(checkpointer, retry, progress.note, sleep=sleep),
+            saver=Saver(checkpointer, retry or Retry(), progress.note, sleep=sleep),
             writer=writer, progress=progress, watchdog=watchdog, notice=notice, peak=peak * jax.device_count(),
         )
         loop.run()
@@ -265,8 +259,9 @@ def _check_vocabulary(vocabulary, model: T5Config) -> None:
 
 def _at_step(state: TrainState, step: int, shardings: TrainState) -> TrainState:
     """Steps and the optimizer's counters go on from `step`."""
-    opt_state = jax.device_put(set_counts(state.opt_state, step), shardings.opt_state)
-    return TrainState(jax.device_put(np.int32(step), shardings.step), state.params, opt_state)
+    count_on = jax.jit(functools.partial(set_counts, step=step), out_shardings=shardings.opt_state)
+    opt_state = count_on(state.opt_state)
+    return TrainState(place(np.int32(step), shardings.step), state.params, opt_state)
 
 
 def _print_dry_run(trainer: Trainer, batch, say) -> None:
