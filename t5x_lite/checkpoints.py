@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite import checksums, vocabularies
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import leaves_by_path, path_name
@@ -177,6 +177,8 @@ class Checkpointer:
         Raises:
           UserError: its parameters are not those of the configured model (each difference is named), or all are
             damaged.
+          Unreadable: one cannot be read now, for whatever else is the reason: going on from an older one would throw
+            steps away.
         """
         self.wait()
         self._manager = self._manager or self._open()
@@ -214,16 +216,20 @@ class Checkpointer:
         names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
         name = next(name for name in names if name not in taken)
         if jax.process_index() == 0:
-            (self.folder / str(step)).rename(self.folder / name)
+            try:
+                (self.folder / str(step)).rename(self.folder / name)
+            except OSError as e:
+                raise UserError(f"{self.folder / str(step)} is damaged and cannot be renamed to {name} "
+                                f"({first_line(e)}): give access to it, or take it away") from e
         self._manager.reload()
         return name
 
 
 def _metrics(folder: epath.Path) -> dict[str, float]:
-    """What an evaluation found at a checkpoint's step; nothing where its meta cannot be read."""
+    """What an evaluation found at a checkpoint's step; nothing where the checkpoint is damaged."""
     try:
         return read_meta(folder).get("metrics", {})
-    except UserError:
+    except Damaged:
         return {}
 
 
