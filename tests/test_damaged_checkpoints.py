@@ -10,53 +10,24 @@ import shutil
 import tempfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_states import DATA, ONE, is_step, restore, save_run, state
 
 from t5x_lite import checkpoints, stored
 from t5x_lite.errors import UserError
-from t5x_lite.trainer import TrainState
-
-DATA = {"positions": np.arange(4, dtype=np.int64).reshape(2, 2)}
-ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def state(step):
-    rng = np.random.default_rng(step)
-    params = {"a": jnp.asarray(rng.standard_normal((64, 32)), jnp.float32), "b": {"c": jnp.arange(5.0) + step}}
-    return TrainState(jnp.int32(step), params, (jnp.full((7,), float(step)),))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run with checkpoints of steps 1 and 2."""
-    folder = tmp_path_factory.mktemp("run")
-    with checkpoints.Checkpointer(folder) as checkpointer:
-        for step in (1, 2):
-            checkpointer.save(state(step), DATA, {"model": {}, "early_stopping": {"value": 0.25, "bad": step}})
-    return folder
+    return save_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
 def run(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     return tmp_path / "run"
-
-
-def restore(folder):
-    """What a run that starts again gets, and the warnings."""
-    abstract, warnings = jax.eval_shape(lambda: state(0)), []
-    with checkpoints.Checkpointer(folder) as checkpointer:
-        restored = checkpointer.restore(abstract, jax.tree.map(lambda _: ONE, abstract), DATA, warn=warnings.append)
-    return restored, warnings
-
-
-def is_step(restored, step):
-    same = [(np.asarray(a) == np.asarray(b)).all()
-            for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(step)), strict=True)]
-    data = (restored.data["positions"] == DATA["positions"]).all()
-    return all(same) and data and restored.meta["early_stopping"] == {"value": 0.25, "bad": step}
 
 
 def files(folder):
