@@ -31,7 +31,7 @@ VALUES = [
     '"', "\\", "\n", "\t", "é", "\udc80", "#", "[", ")", "{'a'", "@", "%", "@a/b/Loss()", "@train()", "9" * 60, "[" * 300,
     "gs:/", "nan", "inf", "true", "lambda: 1", "1 2", "'a' 'b'", "/", ".", "..", "~", "absent", "rows.npz", "*",
 ]
-FILES = ["", ".", "absent.gin", "models", "runs/infer.gin", "models/t5_1_1/small.gin", "objectives/prefix_lm.gin",
+FILES = ["", ".", "absent.gin", "models", "runs/infer.gin", "models/t5_1_1/small.gin", "finetuning/lora.gin",
          "runs/tarin.gin", "mine.gin", "./mine.gin", "rows.npz", "../mine.gin", "t5x_lite/gin/runs/train.gin", "/", "\n",
          "mesh/cpu8.gin", "studz/T6-25.gin", "study/T6-25.gin"]
 
