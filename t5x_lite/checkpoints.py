@@ -5,8 +5,8 @@
     meta                the model's configuration, the vocabulary and the step, as JSON: a checkpoint explains itself;
                         and checksums of all of the above (see checksums.py)
 
-A checkpoint is complete or absent: Orbax writes it under another name and renames it when everything is there. What is
-damaged later is found out by the checksums, which are verified whenever arrays are read.
+A checkpoint is complete or absent: Orbax writes it under another name and renames it when everything is there; in an
+object store, which cannot rename, it puts an object that says so there as the last one. What is damaged later is found out by the checksums, which are verified whenever arrays are read.
 
 A checkpoint of a run that trains few parameters may hold only those. Its meta then has `base`: where the checkpoint
 lies that has the others, and their fingerprint, so that another base is not taken for it.
@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums, vocabularies
+from t5x_lite import buckets, checksums, vocabularies
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
@@ -64,7 +64,7 @@ class Checkpointer:
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
                 enable_async_checkpointing=self._asynchronous, create=True, cleanup_tmp_directories=True,
-                preservation_policy=self,
+                preservation_policy=self, atomicity_options=_atomicity(self.folder),
                 # Else, where a folder cannot be made, Orbax's threads wait 20 minutes for it, and the process for them.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
@@ -225,6 +225,12 @@ class Checkpointer:
         return name
 
 
+def _atomicity(folder: epath.Path) -> ocp.options.AtomicityOptions:
+    """How half a checkpoint is told from a whole one; of the stores Orbax knows by itself only Google's."""
+    modes = ocp.options.AtomicityMode
+    return ocp.options.AtomicityOptions(mode=modes.COMMIT_FILE if buckets.is_remote(folder) else modes.AUTO)
+
+
 def _metrics(folder: epath.Path) -> dict[str, float]:
     """What an evaluation found at a checkpoint's step; nothing where the checkpoint is damaged."""
     try:
@@ -295,8 +301,8 @@ def steps(path) -> list[int]:
         folder = folder / FOLDER
     if not folder.is_dir():
         return []
-    # Orbax writes under another name and renames when everything is there.
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists())
+    sign = buckets.COMMITTED if buckets.is_remote(folder) else "meta"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / sign).exists())
 
 
 def is_foreign(path) -> bool:
@@ -314,7 +320,8 @@ def is_foreign(path) -> bool:
 
 def is_step(folder: epath.Path) -> bool:
     """Whether this is the folder of one complete checkpoint."""
-    return folder.name.isdigit() and (folder / "params").exists()
+    complete = not buckets.is_remote(folder) or (folder / buckets.COMMITTED).exists()
+    return folder.name.isdigit() and complete and (folder / "params").exists()
 
 
 def find_step(path, step: int | None = None) -> epath.Path:

@@ -144,6 +144,11 @@ def check_all_read() -> None:
     raise UserError("; ".join(parts) + "; correct the name, or remove the binding")
 
 
+def bound_values() -> list[Any]:
+    """The values in force, references in them unresolved."""
+    return [statement.value for statement in _live_statements().values()]
+
+
 def referenced_macros() -> set[str]:
     """The macros that the configuration has a use for: a binding refers to them, set or not."""
     return _referenced(_live_statements().values())

@@ -9,7 +9,6 @@ block. Nothing here needs TensorFlow; `SeqioSource` imports it when it is opened
 """
 
 import dataclasses
-import glob
 import hashlib
 import itertools
 import queue
@@ -21,7 +20,9 @@ from typing import Any, Protocol
 import gin
 import jax
 import numpy as np
+from etils import epath
 
+from t5x_lite import buckets
 from t5x_lite.errors import UserError
 from t5x_lite.text_files import TextFiles
 
@@ -135,7 +136,7 @@ class NpzSource:
     For a language model, arrays named as in LANGUAGE_MODEL_FEATURES serve as well.
 
     Attributes:
-      pattern: one file or a glob.
+      pattern: one file or a glob, local or remote.
       vocabulary: kept in the checkpoints, so that text can be given to the model later.
     """
 
@@ -157,12 +158,12 @@ class NpzBlocks:
         required = FEATURES if architecture == "encoder_decoder" else LANGUAGE_MODEL_FEATURES
         self._source = source
         self.vocabulary = source.vocabulary or (fallback_vocabulary() if fallback_vocabulary else None)
-        files = sorted(glob.glob(source.pattern))
+        files = buckets.glob(source.pattern)
         if not files:
             raise UserError(f"NpzSource.pattern = {source.pattern!r}: no such file; give a .npz file or a glob")
         parts = []
         for file in files:
-            with np.load(file, allow_pickle=False) as arrays:
+            with epath.Path(file).open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 missing = [name for name in required if name not in arrays]
                 if missing:
                     raise UserError(f"{file} lacks the array(s) {', '.join(missing)}; it has {', '.join(arrays)}")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
+from t5x_lite import buckets
 from t5x_lite.errors import UserError
 from t5x_lite.line_format import BYTE_ORDER_MARK, LineFormat, Malformed, Parse, without_end
 
@@ -219,9 +220,11 @@ def _open(name: str) -> BinaryIO:
         raise UserError(f"{name} cannot be read ({type(e).__name__}); check MIXTURE_OR_TASK_NAME and TextFiles") from e
 
 
-def _size_and_time(name: str) -> tuple[int, float]:
+def _size_and_time(name: str) -> tuple[int, float | str]:
     try:
         stat = epath.Path(name).stat()
+        if buckets.is_remote(name):
+            return stat.length, buckets.version(name)
     except OSError as e:
         raise UserError(f"{name} cannot be read ({type(e).__name__}); check MIXTURE_OR_TASK_NAME and TextFiles") from e
     return stat.length, stat.mtime

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums
+from t5x_lite import buckets, checksums
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.partitioning import leaves_by_path
@@ -184,7 +184,10 @@ def item_metadata(folder: epath.Path) -> dict[str, Any]:
 
 def absolute(path: epath.Path) -> epath.Path:
     """What Orbax wants; resolving would spoil a path with a scheme."""
-    return path if "://" in str(path) else path.resolve()
+    if buckets.is_remote(path):
+        buckets.prepare()
+        return path
+    return path.resolve()
 
 
 # What reading raises where a file is missing, cut off or garbled.
