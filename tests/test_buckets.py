@@ -287,14 +287,13 @@ def fill(top):
 
 def evaluate(top):
     assert run("eval", "--gin_file=runs/eval.gin", f"--gin.MIXTURE_OR_TASK_NAME=tsv:{top}/lines.tsv", f"--model_dir={top}/run",
-               "--gin.TextFiles.held_out=0.5", "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16}",
-               "--gin.MESH={'data': 1}") == 0
+               "--gin.TextFiles.held_out=0.5", "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16}") == 0
     return {name: values for name, (_, values) in plots.read_metrics(f"{top}/run").items() if name.startswith("eval/")}
 
 
 def infer(top):
     assert run("infer", f"--checkpoint={top}/run", f"--input={top}/in.txt", f"--output={top}/out.jsonl",
-               "--gin.Decoder.max_length=6", "--gin.Mesh.shape={'data': 1}") == 0
+               "--gin.Decoder.max_length=6") == 0
     return (epath.Path(top) / "out.jsonl").read_text()
 
 

@@ -2,12 +2,12 @@
 
 import contextlib
 import faulthandler
-import os
+import sys
 
 import hypothesis
 import pytest
 
-SECONDS = 300  # after which a case hangs
+SECONDS = 600  # after which a case hangs
 
 
 def cases(few: int, many: int):
@@ -19,28 +19,32 @@ def cases(few: int, many: int):
 def check(n: int, strategy, property) -> None:
     """Calls `property` with n cases that `strategy` draws: the same ones in every run.
 
-    A case that hangs ends the process, with every thread's stack. Those before it are counted on stdout.
+    A case that hangs ends the process, with every thread's stack. One that fails does not keep the others from running.
     """
-    done = []
+    ran, failed = 0, []
 
     @hypothesis.settings(max_examples=n, deadline=None, database=None, derandomize=True,
-                         phases=[hypothesis.Phase.generate],  # shrinking what fails would take hours
-                         suppress_health_check=list(hypothesis.HealthCheck))
+                         phases=[hypothesis.Phase.generate], suppress_health_check=list(hypothesis.HealthCheck))
     @hypothesis.given(strategy)
     def run(case):
-        with ends_in_time():
-            property(case)
-        done.append(1)
+        nonlocal ran
+        ran += 1
+        try:
+            with ends_in_time():
+                property(case)
+        except Exception as e:
+            failed.append((case, e))
+            print(f"case {ran} failed: {case!r}: {type(e).__name__}: {e}", file=sys.__stderr__, flush=True)
 
-    try:
-        run()
-    finally:
-        print(f"{len(done):,} cases ran")
+    run()
+    print(f"{ran:,} cases ran", file=sys.__stderr__, flush=True)
+    if failed:
+        raise AssertionError(f"{len(failed)} of {ran} cases failed, the first: {failed[0][0]!r}") from failed[0][1]
 
 
 @contextlib.contextmanager
 def ends_in_time():
-    faulthandler.dump_traceback_later(SECONDS, exit=True, file=os.sys.__stderr__)
+    faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
