@@ -8,6 +8,7 @@ found again by the files' names, sizes and times of change, so that the next sta
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -215,7 +216,8 @@ def _lines(name: str, max_bytes: int) -> Iterator[tuple[int, int, bytes, bool]]:
 
 def _open(name: str) -> BinaryIO:
     try:
-        return epath.Path(name).open("rb")
+        file = epath.Path(name).open("rb")
+        return io.BufferedReader(file) if buckets.is_remote(name) else file  # fsspec's have no bounded readline
     except OSError as e:
         raise UserError(f"{name} cannot be read ({type(e).__name__}); check MIXTURE_OR_TASK_NAME and TextFiles") from e
 

@@ -39,7 +39,9 @@ class Objects(MemoryFileSystem):
 
     def _open(self, path, mode="rb", **kwargs):
         assert mode in ("rb", "wb"), f"objects cannot be opened with {mode}"
-        return super()._open(path, mode, **kwargs)
+        file = super()._open(path, mode, **kwargs)
+        file.readline = lambda: type(file).readline(file)  # as s3fs and gcsfs have it
+        return file
 
     def mkdir(self, path, create_parents=True, **kwargs):
         pass
