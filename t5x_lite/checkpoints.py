@@ -31,11 +31,12 @@ from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import leaves_by_path, path_name
 from t5x_lite.saving import Keep
-from t5x_lite.stored import Damaged, Stored, absolute
+from t5x_lite.stored import Damaged, Stored, absolute, is_damage
 from t5x_lite.trainer import TrainState
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "opt_state", "data", "meta")
+_NOTES = "_CHECKPOINT_METADATA"  # as Orbax calls them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,21 @@ class Checkpointer:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        manager = ocp.CheckpointManager(
+        try:
+            manager = self._open_manager()
+        except Exception as e:
+            if not is_damage(e):
+                raise
+            # Orbax's notes of when each checkpoint was written, which nothing needs, are not as it wrote them.
+            for step in self.steps():
+                (self.folder / str(step) / _NOTES).unlink(missing_ok=True)
+            manager = self._open_manager()
+        if self._keep and self._keep.best:
+            self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
+        return manager
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
@@ -69,9 +84,6 @@ class Checkpointer:
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
-        if self._keep and self._keep.best:
-            self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
-        return manager
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks after each save which checkpoints stay."""

@@ -178,8 +178,10 @@ def item_metadata(folder: epath.Path) -> dict[str, Any]:
     with _reading(folder):
         # Asked itself, for a Checkpointer passes over the handler's errors.
         metadata = ocp.StandardCheckpointHandler().metadata(absolute(folder))
-    found = getattr(metadata, "tree", metadata)
-    return leaves_by_path(found, lambda x: hasattr(x, "shape"))
+        found = leaves_by_path(getattr(metadata, "tree", metadata), lambda x: hasattr(x, "shape"))
+        if not all(hasattr(leaf, "shape") for leaf in found.values()):
+            raise ValueError("it describes what is no array")
+    return found
 
 
 def absolute(path: epath.Path) -> epath.Path:

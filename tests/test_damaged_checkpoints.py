@@ -89,6 +89,15 @@ def test_a_flipped_bit_that_no_reader_notices_is_found_by_the_checksum(run, monk
     assert is_step(restored, 1) and "params a differ from what was written" in warnings[0]
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_garbled_notes_of_orbax_are_no_loss(run, step):
+    notes = run / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+    assert '"metrics": {}' in notes.read_text()
+    notes.write_text('{"performance_metrics": [], "init_timestamp_nsecs": "x"}')
+    restored, warnings = restore(run)
+    assert is_step(restored, 2) and not warnings
+
+
 def test_a_missing_item_is_damage(run):
     for item in checkpoints.ITEMS:
         aside = run / "checkpoints" / "2" / item
