@@ -25,6 +25,7 @@ from etils import epath
 from t5x_lite import buckets
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.text_files import TextFiles
+from t5x_lite.vocabularies import Vocabulary
 
 Row = dict[str, np.ndarray]
 # A checkpoint's vocabulary, which is read only where it is needed.
@@ -143,7 +144,7 @@ class NpzSource:
     pattern: str
     seed: int = 0
     num_streams: int = 4
-    vocabulary: Any | None = None
+    vocabulary: Vocabulary | None = None
 
     def open(self, architecture: str = "encoder_decoder",
              fallback_vocabulary: FallbackVocabulary = None) -> "NpzBlocks":

@@ -34,6 +34,7 @@ def configurables():
     ("train.model='t5'", "takes a T5Config, @name()"),
     ("adafactor.learning_rate=1e-3", "takes a function, @name"),
     ("train.allow_config_change=1", "takes True or False"),
+    ("NpzSource.vocabulary='a'", "takes a SentencePieceVocabulary, @name() or a ByteVocabulary, @name() or None"),
 ])
 def test_values_of_another_kind_are_refused(binding, says):
     files, bindings = TRAIN
