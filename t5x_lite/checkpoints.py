@@ -5,8 +5,8 @@
     meta                the model's configuration, the vocabulary and the step, as JSON: a checkpoint explains itself;
                         and checksums of all of the above (see checksums.py)
 
-A checkpoint is complete or absent: Orbax writes it under another name and renames it when everything is there. What is
-damaged later is found out by the checksums, which are verified whenever arrays are read.
+A checkpoint is complete or absent: Orbax writes it under another name and renames it when everything is there; in an
+object store, which cannot rename, it puts an object that says so there as the last one. What is damaged later is found out by the checksums, which are verified whenever arrays are read.
 
 A checkpoint of a run that trains few parameters may hold only those. Its meta then has `base`: where the checkpoint
 lies that has the others, and their fingerprint, so that another base is not taken for it.
@@ -25,17 +25,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums, together, vocabularies
+from t5x_lite import buckets, checksums, together, vocabularies
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import Partitioner, leaves_by_path, path_name, place
 from t5x_lite.saving import Keep
-from t5x_lite.stored import Damaged, Stored, absolute
+from t5x_lite.stored import Damaged, Stored, absolute, is_damage
 from t5x_lite.trainer import TrainState
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "opt_state", "data", "meta")
+_NOTES = "_CHECKPOINT_METADATA"  # as Orbax calls them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,22 +62,33 @@ class Checkpointer:
 
     def _open(self) -> ocp.CheckpointManager:
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            manager = self._open_manager()
+        except Exception as e:
+            if not is_damage(e):
+                raise
+            # Orbax's notes of when each checkpoint was written, which nothing needs, are not as it wrote them.
+            for step in self.steps():
+                (self.folder / str(step) / _NOTES).unlink(missing_ok=True)
+            manager = self._open_manager()
+        if self._keep and self._keep.best:
+            self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
+        return manager
+
+    def _open_manager(self) -> ocp.CheckpointManager:
         # All processes by name: else Orbax has the devices meet, which they cannot when a process has failed.
         everyone = set(range(jax.process_count())) if together.several() else None
-        manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
                 enable_async_checkpointing=self._asynchronous, create=False, cleanup_tmp_directories=True,
-                preservation_policy=self,
+                preservation_policy=self, atomicity_options=_atomicity(self.folder),
                 # Else, where a folder cannot be made, Orbax's threads wait 20 minutes for it, and the process for them.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=self._meet),
                 multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone),
             ),
         )
-        if self._keep and self._keep.best:
-            self._metrics = {step: _metrics(self.folder / str(step)) for step in manager.all_steps()}
-        return manager
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
         """Where Orbax's threads of all processes wait for each other: before a checkpoint is given its name, and after.
@@ -215,6 +227,8 @@ class Checkpointer:
         Raises:
           UserError: its parameters are not those of the configured model (each difference is named), or all are
             damaged.
+          Unreadable: one cannot be read now, for whatever else is the reason: going on from an older one would throw
+            steps away.
         """
         self.wait()
         self._manager = self._manager or self._open()
@@ -252,7 +266,11 @@ class Checkpointer:
             taken = {path.name for path in self.folder.iterdir()}
             names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
             name = next(name for name in names if name not in taken)
-            (self.folder / str(step)).rename(self.folder / name)
+            try:
+                (self.folder / str(step)).rename(self.folder / name)
+            except OSError as e:
+                raise UserError(f"{self.folder / str(step)} is damaged and cannot be renamed to {name} "
+                                f"({first_line(e)}): give access to it, or take it away") from e
             return name
 
         name = together.from_first("damaged", rename)
@@ -260,11 +278,17 @@ class Checkpointer:
         return name
 
 
+def _atomicity(folder: epath.Path) -> ocp.options.AtomicityOptions:
+    """How half a checkpoint is told from a whole one; of the stores Orbax knows by itself only Google's."""
+    modes = ocp.options.AtomicityMode
+    return ocp.options.AtomicityOptions(mode=modes.COMMIT_FILE if buckets.is_remote(folder) else modes.AUTO)
+
+
 def _metrics(folder: epath.Path) -> dict[str, float]:
-    """What an evaluation found at a checkpoint's step; nothing where its meta cannot be read."""
+    """What an evaluation found at a checkpoint's step; nothing where the checkpoint is damaged."""
     try:
         return read_meta(folder).get("metrics", {})
-    except UserError:
+    except Damaged:
         return {}
 
 
@@ -340,8 +364,8 @@ def steps(path) -> list[int]:
         folder = folder / FOLDER
     if not folder.is_dir():
         return []
-    # Orbax writes under another name and renames when everything is there.
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "meta").exists())
+    sign = buckets.COMMITTED if buckets.is_remote(folder) else "meta"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / sign).exists())
 
 
 def is_foreign(path) -> bool:
@@ -359,7 +383,8 @@ def is_foreign(path) -> bool:
 
 def is_step(folder: epath.Path) -> bool:
     """Whether this is the folder of one complete checkpoint."""
-    return folder.name.isdigit() and (folder / "params").exists()
+    complete = not buckets.is_remote(folder) or (folder / buckets.COMMITTED).exists()
+    return folder.name.isdigit() and complete and (folder / "params").exists()
 
 
 def find_step(path, step: int | None = None) -> epath.Path:

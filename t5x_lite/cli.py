@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import gin
 
-from t5x_lite import configuration, gin_files, processes
+from t5x_lite import buckets, configuration, gin_files, processes
 from t5x_lite.errors import Preempted, UserError, first_line
 
 
@@ -200,6 +200,7 @@ def run_job(options: Options) -> int:
     parsed = configuration.parse(
         options.gin_files, options.bindings, options.search_paths, root=f"t5x_lite.{job.function}",
         flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()}, unneeded=job.unneeded)
+    buckets.check(configuration.bound_values())
     if parsed.files:
         # Not to stdout, which may be a job's output.
         print("gin files:", file=sys.stderr)

@@ -29,6 +29,7 @@ from typing import Any
 import gin
 from gin import config as gin_config
 
+from t5x_lite import value_types
 from t5x_lite.errors import UserError, did_you_mean, first_line, nearest
 from t5x_lite.gin_files import FLAG, RECORDED, RECORDED_HEADER, GinFile, as_path, find_file
 from t5x_lite.gin_statements import Binding, Later, Reader, Statement
@@ -143,6 +144,11 @@ def check_all_read() -> None:
     raise UserError("; ".join(parts) + "; correct the name, or remove the binding")
 
 
+def bound_values() -> list[Any]:
+    """The values in force, references in them unresolved."""
+    return [statement.value for statement in _live_statements().values()]
+
+
 def referenced_macros() -> set[str]:
     """The macros that the configuration has a use for: a binding refers to them, set or not."""
     return _referenced(_live_statements().values())
@@ -192,6 +198,7 @@ def _parse(files, bindings, search_paths, root, flags, unneeded) -> Configuratio
     for statement in list(_read.statements):
         _apply(statement)
     _no_rivals()
+    _check_kinds()
     missing = _missing(root, flags, unneeded)
     unreferenced = _unreferenced_macros()
     # A misspelt macro is both: the wrong name that nothing reads and the right one that is missing. Say the cause.
@@ -314,6 +321,25 @@ def _no_rivals() -> None:
                             "these files")
 
 
+def _check_kinds() -> None:
+    """Raise UserError for a value of another kind than its parameter is annotated with."""
+    live = _live_statements()
+    for (scope, selector, argument), statement in live.items():
+        if not selector.startswith(_OURS):
+            continue
+        annotation = inspect.signature(gin_config._REGISTRY[selector].wrapped).parameters[argument].annotation
+        source, value = statement, statement.value
+        while isinstance(value, gin_config.ConfigurableReference) and value.configurable.selector == _MACRO:
+            source = live.get(("/".join(value.scopes), _MACRO, "value"))
+            if source is None:
+                break  # reported as missing
+            value = source.value
+        if source is None or value_types.fits(value, annotation):
+            continue
+        name = "" if source is statement and statement.argument else f"{_display((scope, selector, argument))} "
+        raise UserError(f"{source.at} = {_shown(value)}: {name}takes {value_types.words(annotation)}")
+
+
 def _missing(root: str | None, flags: Mapping[str, str], unneeded: Sequence[str]) -> str:
     """The line about all values that are needed and not set, or ''."""
     macros: dict[str, str] = {}  # name -> where it is needed
@@ -424,6 +450,7 @@ def _read_keys(live, operative) -> set[tuple[str, str, str]]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 _MACRO, _CONSTANT = "gin.macro", "gin.constant"
+_OURS = "t5x_lite."  # names that this package registers
 
 
 @contextlib.contextmanager
@@ -457,6 +484,11 @@ def _display(key: tuple[str, str, str]) -> str:
     if selector == _MACRO:
         return scope
     return f"{scope}/{_short(selector)}.{argument}" if scope else f"{_short(selector)}.{argument}"
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _list(names: Sequence[str]) -> str:

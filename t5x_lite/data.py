@@ -9,7 +9,6 @@ block. Nothing here needs TensorFlow; `SeqioSource` imports it when it is opened
 """
 
 import dataclasses
-import glob
 import hashlib
 import itertools
 import json
@@ -22,10 +21,12 @@ from typing import Any, Protocol
 import gin
 import jax
 import numpy as np
+from etils import epath
 
-from t5x_lite import together
-from t5x_lite.errors import UserError
+from t5x_lite import buckets, together
+from t5x_lite.errors import UserError, first_line
 from t5x_lite.text_files import TextFiles
+from t5x_lite.vocabularies import Vocabulary
 
 Row = dict[str, np.ndarray]
 # A checkpoint's vocabulary, which is read only where it is needed.
@@ -137,14 +138,14 @@ class NpzSource:
     For a language model, arrays named as in LANGUAGE_MODEL_FEATURES serve as well.
 
     Attributes:
-      pattern: one file or a glob.
+      pattern: one file or a glob, local or remote.
       vocabulary: kept in the checkpoints, so that text can be given to the model later.
     """
 
     pattern: str
     seed: int = 0
     num_streams: int = 4
-    vocabulary: Any | None = None
+    vocabulary: Vocabulary | None = None
 
     def open(self, architecture: str = "encoder_decoder",
              fallback_vocabulary: FallbackVocabulary = None) -> "NpzBlocks":
@@ -159,17 +160,10 @@ class NpzBlocks:
         required = FEATURES if architecture == "encoder_decoder" else LANGUAGE_MODEL_FEATURES
         self._source = source
         self.vocabulary = source.vocabulary or (fallback_vocabulary() if fallback_vocabulary else None)
-        files = sorted(glob.glob(source.pattern))
+        files = buckets.glob(source.pattern)
         if not files:
             raise UserError(f"NpzSource.pattern = {source.pattern!r}: no such file; give a .npz file or a glob")
-        parts = []
-        for file in files:
-            with np.load(file, allow_pickle=False) as arrays:
-                missing = [name for name in required if name not in arrays]
-                if missing:
-                    raise UserError(f"{file} lacks the array(s) {', '.join(missing)}; it has {', '.join(arrays)}")
-                names = [name for name in (*FEATURES, *OPTIONAL_FEATURES) if name in arrays]
-                parts.append({name: arrays[name].astype(np.int32) for name in names})
+        parts = [_read_rows(file, required) for file in files]
         if len({tuple((n, a.shape[1:]) for n, a in part.items()) for part in parts}) != 1:
             raise UserError(f"the files of {source.pattern!r} differ in their arrays or lengths; give one kind")
         self._columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -183,6 +177,27 @@ class NpzBlocks:
         places = np.arange(stream, self._size, self._source.num_streams)
         for i in permute(places, self._size, derive_seed(self._source.seed, "epoch", k)):
             yield {name: column[i] for name, column in self._columns.items()}
+
+
+def _read_rows(file: str, required: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of one .npz file, int32 [n, length] each. Raises UserError that names the file."""
+    try:
+        with epath.Path(file).open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            missing = [name for name in required if name not in arrays]
+            if missing:
+                raise UserError(f"{file} lacks the array(s) {', '.join(missing)}; it has {', '.join(arrays)}")
+            found = {name: arrays[name] for name in (*FEATURES, *OPTIONAL_FEATURES) if name in arrays}
+    except UserError:
+        raise
+    except Exception as e:  # of every kind: zipfile and NumPy trust what a file says of itself
+        raise UserError(f"{file} cannot be read as .npz ({first_line(e)}): is it cut short or damaged?") from e
+    rows = {}
+    for name, array in found.items():
+        with np.errstate(invalid="ignore"):
+            rows[name] = array.astype(np.int32) if array.dtype.kind in "iubf" else None
+        if array.ndim != 2 or rows[name] is None or (rows[name] != array).any():
+            raise UserError(f"{file}: {name} is {array.dtype} {list(array.shape)}; give whole numbers, [rows, length]")
+    return rows
 
 
 class Stream:

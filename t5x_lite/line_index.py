@@ -8,6 +8,7 @@ found again by the files' names, sizes and times of change, so that the next sta
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
+from t5x_lite import buckets
 from t5x_lite.errors import UserError
 from t5x_lite.line_format import BYTE_ORDER_MARK, LineFormat, Malformed, Parse, without_end
 
@@ -214,14 +216,17 @@ def _lines(name: str, max_bytes: int) -> Iterator[tuple[int, int, bytes, bool]]:
 
 def _open(name: str) -> BinaryIO:
     try:
-        return epath.Path(name).open("rb")
+        file = epath.Path(name).open("rb")
+        return io.BufferedReader(file) if buckets.is_remote(name) else file  # fsspec's have no bounded readline
     except OSError as e:
         raise UserError(f"{name} cannot be read ({type(e).__name__}); check MIXTURE_OR_TASK_NAME and TextFiles") from e
 
 
-def _size_and_time(name: str) -> tuple[int, float]:
+def _size_and_time(name: str) -> tuple[int, float | str]:
     try:
         stat = epath.Path(name).stat()
+        if buckets.is_remote(name):
+            return stat.length, buckets.version(name)
     except OSError as e:
         raise UserError(f"{name} cannot be read ({type(e).__name__}); check MIXTURE_OR_TASK_NAME and TextFiles") from e
     return stat.length, stat.mtime

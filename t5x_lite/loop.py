@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from t5x_lite import checkpoints, flops, monitor, run_folder, together
+from t5x_lite import buckets, checkpoints, flops, monitor, run_folder, together
 from t5x_lite.data import Batches, gather_positions
 from t5x_lite.errors import Preempted, UserError
 from t5x_lite.evaluation import Evaluator
@@ -190,7 +190,7 @@ class Loop:
         self.progress.note(f"step {self.step}: " + _short(results.metrics))
         if results.samples and together.first():
             lines = [json.dumps({"step": self.step, **sample}, ensure_ascii=False) for sample in results.samples]
-            with contextlib.suppress(OSError):  # a look at the run, nothing to stop it for
+            with buckets.survived():  # a look at the run, nothing to stop it for
                 run_folder.write_whole(self.folder / "samples.jsonl", "\n".join(lines) + "\n")
         name, best = calendar.early_stopping_metric, standing.best
         if not _early_stop(best, results.metrics, name, calendar.early_stopping_patience):

@@ -10,7 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from t5x_lite.errors import UserError
+from t5x_lite import buckets
+from t5x_lite.errors import UserError, first_line
 
 LOCK_FILE = "lock"
 # How a model computes, not what: these may change from one start of a run to the next.
@@ -27,7 +28,8 @@ def lock(folder: epath.Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it (named), or nothing can be written there.
     """
-    if "://" in os.fspath(folder):
+    if buckets.is_remote(folder):
+        _sign(folder)
         yield
         return
     path = os.path.join(folder, LOCK_FILE)
@@ -47,13 +49,33 @@ def lock(folder: epath.Path) -> Iterator[None]:
         except OSError as e:
             print(f"note: {folder} cannot be locked ({e.strerror}): see to it that no other run uses it")
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(_owner())
         file.flush()
         yield
 
 
+def _sign(folder: epath.Path) -> None:
+    """Leaves a name where there are no locks, and says whose was there before."""
+    path = epath.Path(folder) / LOCK_FILE
+    try:
+        before = path.read_text().strip() if path.exists() else "nobody"
+        path.write_text(_owner())
+    except Exception as e:
+        if not buckets.is_failure_of_access(e):
+            raise
+        raise UserError(f"MODEL_DIR = {folder} cannot be written to ({first_line(e)}): mend that, or name another") from e
+    print(f"note: {folder} cannot be locked, it was last used by {before}: see to it that no other run uses it now")
+
+
+def _owner() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
 def write_whole(path: epath.Path, text: str) -> None:
     """Writes a file so that whoever reads it, now or after a crash, finds the old text or the new one."""
+    if buckets.is_remote(path):  # an object is whole anyway
+        path.write_text(text)
+        return
     beside = path.parent / f".{path.name}.{os.getpid()}"
     beside.write_text(text)
     beside.replace(path)

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import checksums, together
+from t5x_lite import buckets, checksums, together
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.partitioning import leaves_by_path
@@ -21,6 +21,10 @@ from t5x_lite.partitioning import leaves_by_path
 
 class Damaged(UserError):
     """A checkpoint that is not as it was written."""
+
+
+class Unreadable(UserError):
+    """A checkpoint that cannot be read now; of what it holds nothing is known."""
 
 
 class Stored:
@@ -42,12 +46,10 @@ class Stored:
     @functools.cached_property
     def _description(self) -> tuple[dict[str, Any], dict[str, dict[str, list]]]:
         """(meta, item -> path -> checksum); no checksums for what was converted."""
+        with _reading(self.folder / "meta"):
+            sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()).restore(
+                absolute(self.folder / "meta"))
         with _agreeing():
-            try:
-                sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()).restore(
-                    absolute(self.folder / "meta"))
-            except (OSError, ValueError) as e:
-                raise Damaged(f"{self.folder} is damaged: its `meta` cannot be read ({first_line(e)})") from e
             try:
                 meta, sums = checksums.opened(sealed)
             except ValueError as e:
@@ -71,7 +73,8 @@ class Stored:
           partial: `target` is a part of what was saved.
 
         Raises:
-          Damaged: an array cannot be read, or is not as it was written.
+          Damaged: an array is not there, garbled, or not as it was written.
+          Unreadable: it cannot be read now.
         """
         with _reading(self.folder / item):
             if partial:
@@ -171,18 +174,47 @@ def item_metadata(folder: epath.Path) -> dict[str, Any]:
     """Path -> metadata (shape, dtype) of each array of one item of a checkpoint.
 
     Raises:
-      Damaged: it cannot be read.
+      Damaged: it is not there, or garbled.
+      Unreadable: it cannot be read now.
     """
-    with _reading(folder), ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-        metadata = checkpointer.metadata(absolute(folder))
-    found = getattr(metadata, "item_metadata", metadata)
-    found = getattr(found, "tree", found)
-    return leaves_by_path(found, lambda x: hasattr(x, "shape"))
+    with _reading(folder):
+        # Asked itself, for a Checkpointer passes over the handler's errors.
+        metadata = ocp.StandardCheckpointHandler(multiprocessing_options=_alone()).metadata(absolute(folder))
+        found = leaves_by_path(getattr(metadata, "tree", metadata), lambda x: hasattr(x, "shape"))
+        if not all(hasattr(leaf, "shape") for leaf in found.values()):
+            raise ValueError("it describes what is no array")
+    return found
 
 
 def absolute(path: epath.Path) -> epath.Path:
     """What Orbax wants; resolving would spoil a path with a scheme."""
-    return path if "://" in str(path) else path.resolve()
+    if buckets.is_remote(path):
+        buckets.prepare()
+        return path
+    return path.resolve()
+
+
+# What reading raises where a file is missing, cut off or garbled.
+_OF_CONTENT = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, NotImplementedError,
+               RecursionError, EOFError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+# What it raises where the machine, the network or the rights to a file are at fault: of tensorstore's errors Python
+# makes plain ValueErrors, which begin with the name of a status.
+_OF_SURROUNDINGS = ("PERMISSION_DENIED:", "UNAUTHENTICATED:", "RESOURCE_EXHAUSTED:", "UNAVAILABLE:",
+                    "DEADLINE_EXCEEDED:", "CANCELLED:", "ABORTED:", "INTERNAL:", "UNKNOWN:")
+
+
+def is_damage(problem: BaseException) -> bool:
+    """Whether what was raised while reading speaks of what was read, rather than of what was in the way.
+
+    In doubt it does not: a good checkpoint must never be taken for a damaged one.
+    """
+    causes = [problem]
+    while (cause := causes[-1].__cause__) is not None:  # Orbax wraps tensorstore's errors
+        causes.append(cause)
+    in_the_way = any(
+        isinstance(e, (OSError, MemoryError, jax.errors.JaxRuntimeError)) and not isinstance(e, _OF_CONTENT)
+        or str(e).startswith(_OF_SURROUNDINGS) for e in causes)
+    return isinstance(causes[-1], _OF_CONTENT) and not in_the_way
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -193,25 +225,27 @@ def _alone() -> ocp.options.MultiprocessingOptions:
 
 @contextlib.contextmanager
 def _agreeing():
-    """What one process of several finds damaged, is damaged for all."""
+    """What one process of several cannot read, no one can; else, what one finds damaged is damaged for all."""
     problem = None
     try:
         yield
     except UserError as e:
         problem = e
-    together.agree("reading", problem, Damaged)
+    together.agree("readable", None if isinstance(problem, Damaged) else problem, Unreadable)
+    together.agree("undamaged", problem, Damaged)
 
 
 @contextlib.contextmanager
 def _reading(what: epath.Path):
-    """What Orbax and tensorstore raise for files that are missing, cut off or garbled becomes Damaged."""
+    """Raises Damaged or Unreadable instead of what Orbax and tensorstore raise, but for a lack of memory."""
     with _agreeing():
         try:
             yield
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except PermissionError as e:
-            raise UserError(f"{what} cannot be read ({first_line(e)})") from e
-        except Exception as e:  # of tensorstore's errors Orbax makes plain ones
+        except Exception as e:  # Orbax wraps some in plain ones
             why = first_line(e.__cause__ or e)
-            raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
+            if is_damage(e):
+                raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
+            raise Unreadable(f"{what} cannot be read ({why}): nothing says that it is damaged; give access to it, or "
+                             "wait until it is there again, and start again") from e

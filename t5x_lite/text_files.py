@@ -6,7 +6,6 @@ what makes a seqio task of the files is beside the other tasks.
 """
 
 import dataclasses
-import glob
 import os
 import pathlib
 import re
@@ -17,6 +16,7 @@ import gin
 import jax
 from etils import epath
 
+from t5x_lite import buckets
 from t5x_lite.errors import UserError
 from t5x_lite.line_format import DEFAULT_COLUMNS, KINDS, LineFormat
 from t5x_lite.line_index import Records, open_index
@@ -142,13 +142,7 @@ class TextFiles:
 
     def _files(self, split: str) -> list[str]:
         _, pattern = self._place(split)
-        if "://" in pattern:
-            folder = pattern.partition("*")[0].rpartition("/")[0]
-            found = [str(p) for p in epath.Path(folder).glob(pattern[len(folder) + 1 :])]
-        else:
-            found = glob.glob(pattern, recursive=True)
-            found = [pattern] if not found and os.path.exists(pattern) else found  # a name with [ in it
-        files = sorted(f for f in found if not epath.Path(f).is_dir())
+        files = [f for f in buckets.glob(pattern) if not epath.Path(f).is_dir()]
         if not files:
             raise UserError(f"{split} data {pattern!r}: no such file; give a file or a glob such as /data/*.tsv")
         compressed = [f for f in files if f.endswith(_COMPRESSED)]

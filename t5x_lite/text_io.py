@@ -7,7 +7,6 @@ that was killed goes on where it stopped; a part is one object, because remote o
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 from etils import epath
 
+from t5x_lite import buckets
 from t5x_lite.errors import UserError
 from t5x_lite.line_format import (
     BYTE_ORDER_MARK,
@@ -200,7 +200,7 @@ class FileOutput:
         else:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write_whole(file, json.dumps(settings))
+                _write_whole(file, [json.dumps(settings).encode()])
             except OSError as e:
                 raise UserError(f"Cannot write to {self.folder} ({type(e).__name__}): check infer.output.") from e
 
@@ -218,17 +218,12 @@ class FileOutput:
 
     def write(self, records: list[dict[str, Any]]) -> None:
         """One more part."""
-        _write_whole(self.folder / _part_name(self._lines), _json_lines(records))
+        _write_whole(self.folder / _part_name(self._lines), [_json_lines(records).encode("utf-8")])
         self._lines += len(records)
 
     def finish(self) -> None:
         """Puts the parts together."""
-        whole = self.path.with_name(self.path.name + ".tmp")
-        with whole.open("wb") as f:
-            for part in self._parts():
-                f.write(part.read_bytes())
-            _to_disk(f)
-        whole.replace(self.path)
+        _write_whole(self.path, (part.read_bytes() for part in self._parts()))
         self.folder.rmtree()
 
     def _parts(self) -> list[epath.Path]:
@@ -259,16 +254,20 @@ def _json_line(record: dict[str, Any]) -> str:
         return json.dumps(record, allow_nan=False)
 
 
-def _write_whole(path: epath.Path, text: str) -> None:
-    """Writes under another name first: a reader finds all of the file or none."""
+def _write_whole(path: epath.Path, pieces: Iterable[bytes]) -> None:
+    """Writes so that a reader finds all of the file or none: under another name first, where there is renaming."""
+    if buckets.is_remote(path):  # an object is there when it is closed, or not at all
+        path.write_bytes(b"".join(pieces))
+        return
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as f:
-        f.write(text.encode("utf-8"))
+        for piece in pieces:
+            f.write(piece)
         _to_disk(f)
     temporary.replace(path)
 
 
 def _to_disk(f: BinaryIO) -> None:
     f.flush()
-    with contextlib.suppress(OSError, AttributeError, io.UnsupportedOperation):  # remote files have no descriptor
+    with contextlib.suppress(OSError):  # some network file systems cannot
         os.fsync(f.fileno())

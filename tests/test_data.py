@@ -155,6 +155,20 @@ def test_what_is_wrong_is_said(source, tmp_path):
         data.NpzSource(str(tmp_path / "c.npz")).open()
 
 
+@pytest.mark.parametrize("array, says", [
+    (np.ones(8), r"decoder_loss_weights is float64 \[8\]; give whole numbers, \[rows, length\]"),
+    (np.full((8, 4), 0.5), "give whole numbers"), (np.full((8, 4), np.nan), "give whole numbers"),
+    (np.full((8, 4), 2**40), "give whole numbers"), (np.full((8, 4), "a"), "give whole numbers"),
+    (np.full((8, 4), None), "cannot be read as .npz .*allow_pickle"),
+])
+def test_arrays_of_another_kind_are_refused(tmp_path, array, says):
+    rows = np.ones((8, 4))
+    np.savez(tmp_path / "a.npz", encoder_input_tokens=rows, decoder_input_tokens=rows, decoder_target_tokens=rows,
+             decoder_loss_weights=array)
+    with pytest.raises(UserError, match=f"a.npz.*{says}"):
+        data.NpzSource(str(tmp_path / "a.npz")).open()
+
+
 def test_a_source_that_fails_or_runs_dry_ends_the_run(source):
     class Empty:
         vocabulary = None

@@ -12,7 +12,7 @@ import time
 import gin
 from etils import epath
 
-from t5x_lite import configuration, decoding, vocabularies
+from t5x_lite import buckets, configuration, decoding, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats, hugging_face_folder, native, t5x
 from t5x_lite.interop import weights as w
@@ -80,6 +80,8 @@ def convert(
         raise UserError(f"convert.max_shard_bytes must be a whole number of at least 1, not {max_shard_bytes!r}")
     decoder = decoder or decoding.Decoder()
     configuration.check_all_read()
+    if buckets.is_remote(target):
+        raise UserError(f"convert.target = {target}: name a local folder, and copy it there when it is whole")
     folder = epath.Path(target)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{target} exists: name a new folder, nothing is written over")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import gin
 import jax
+from etils import epath
 
 from t5x_lite import flops, monitor
 from t5x_lite.data import SeqioSource
@@ -97,8 +98,7 @@ def plan(
     if save:
         print(f"saved in {save}; there: t5x-lite train ... --gin.compilation_cache.folder={os.path.abspath(save)}")
     if json_file:
-        with open(json_file, "w") as file:
-            json.dump(summary, file, indent=1)
+        epath.Path(json_file).write_text(json.dumps(summary, indent=1))
     return 0 if summary["fits"] else 1
 
 

@@ -4,7 +4,6 @@ Event files are framed by TensorBoard's own record writer; its EventFileWriter w
 installed (about ten seconds), so it is not used. Without `tensorboard` only metrics.jsonl is written.
 """
 
-import contextlib
 import io
 import itertools
 import json
@@ -19,6 +18,7 @@ from typing import Any
 
 from etils import epath
 
+from t5x_lite import buckets
 from t5x_lite.run_folder import write_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -99,7 +99,7 @@ class MetricsWriter:
         if not enabled:
             return
         self._folder = epath.Path(model_dir)
-        self._append = "://" not in os.fspath(model_dir) if append is None else append
+        self._append = not buckets.is_remote(model_dir) if append is None else append
         self._part_seconds = part_seconds
         self._say, self._failing = say, False
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -175,14 +175,13 @@ class MetricsWriter:
     def __exit__(self, *unused):
         self.close()
 
-    @contextlib.contextmanager
     def _survived(self):
-        try:
-            yield
-        except OSError as e:
-            if not self._failing:
-                self._say(f"warning: metrics cannot be written ({e}); they are kept until they can")
-            self._failing = True
+        return buckets.survived(self._failed)
+
+    def _failed(self, problem: Exception) -> None:
+        if not self._failing:
+            self._say(f"warning: metrics cannot be written ({problem}); they are kept until they can")
+        self._failing = True
 
     def _keep(self, keep: Callable[[int, str], bool]) -> None:
         def remember(step, name):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
+from tiny_models import random_params
 
 from t5x_lite import checkpoints, decoding
-from t5x_lite.models import Model
+from t5x_lite.models import Model, T5Config
 from t5x_lite.trainer import TrainState
 from t5x_lite.vocabularies import SentencePieceVocabulary
 
@@ -32,6 +33,16 @@ def train_vocabulary(extra_ids=5) -> SentencePieceVocabulary:
         sentence_iterator=iter(sentences(200)), model_writer=out, vocab_size=80, hard_vocab_limit=False, pad_id=0,
         eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
     return SentencePieceVocabulary(out.getvalue(), extra_ids)
+
+
+def tiny_model():
+    """(model, parameters, vocabulary)."""
+    vocabulary = train_vocabulary()
+    model = Model(T5Config(vocab_size=vocabulary.vocab_size + 3, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32,
+                           num_encoder_layers=1, num_decoder_layers=1))
+    # Of these every answer is another, and no beam search comes back with fewer than it was asked for.
+    params = jax.tree.map(lambda leaf: leaf * 2.0, random_params(model.config, seed=6))
+    return model, params, vocabulary
 
 
 def save(model_dir, model, params, vocabulary):
