@@ -61,12 +61,12 @@ install() {
   if [ "$installer" = uv ]; then
     uv venv --quiet --allow-existing --python "$(command -v "$python")" "$venv"
     uv pip install --python "$venv/bin/python" --quiet \
-      --constraints "$root/constraints.txt" --build-constraints "$root/constraints.txt" --editable "$root[$extras]"
+      --constraints "$root/constraints.txt" --build-constraints "$root/constraints.txt" --editable "${root}[$extras]"
   else
     "$python" -m venv "$venv" ||
       fail "$python cannot make environments: install its venv module (python3-venv on Debian and Ubuntu) or uv"
     PIP_CONSTRAINT=$root/constraints.txt PIP_BUILD_CONSTRAINT=$root/constraints.txt \
-      "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]"
+      "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "${root}[$extras]"
   fi
   echo "$wanted" > "$stamp"
   echo "Installed in $((SECONDS - start)) s: $(du -sh "$venv" | cut -f1) in $venv"
