@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow  # starts, some ten seconds each, of two processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = f"{ROOT}/launch/slurm.sbatch"
-TASKS = 1
-STEPS = 1500
+TASKS = 2
+STEPS = 600
 
 
 @pytest.fixture(scope="module")
