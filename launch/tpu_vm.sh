@@ -7,7 +7,7 @@
 #   bash launch/tpu_vm.sh install                 on all hosts, some minutes
 #   bash launch/tpu_vm.sh train --gin_file=models/t5_1_1/large.gin --gin_file=runs/pretrain.gin \
 #     --gin.MIXTURE_OR_TASK_NAME=c4_v220_span_corruption --gin.MESH="{'data': 1, 'fsdp': 16, 'tensor': 1}" \
-#     --gin.NUM_STREAMS=64 --model_dir=gs://my-bucket/runs/large
+#     --gin.Mesh.platform=tpu --gin.NUM_STREAMS=64 --model_dir=gs://my-bucket/runs/large
 #   bash launch/tpu_vm.sh logs                    follows it again; WORKER=3 another host than the first
 #   bash launch/tpu_vm.sh stop                    the run saves and ends
 #   bash launch/tpu_vm.sh delete                  ends what it costs

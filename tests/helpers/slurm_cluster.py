@@ -80,9 +80,14 @@ class Cluster:
         """The job, as soon as it is in one of `states`. Raises AssertionError after `seconds`."""
         end = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] not in states:
-            assert time.monotonic() < end, f"job {number} is still {job['JobState']} ({job['Reason']})"
+            assert time.monotonic() < end, f"job {number} is still {job['JobState']}\n{self.condition()}"
             time.sleep(0.2)
         return job
+
+    def condition(self) -> str:
+        """Of jobs and nodes, and what the daemons said last."""
+        asked = (("scontrol", "show", "jobs", "--oneliner"), ("scontrol", "show", "nodes", "--oneliner"))
+        return "\n".join([*(self.run(*command) for command in asked), _logs(self._folder)])
 
 
 @contextlib.contextmanager
@@ -118,7 +123,7 @@ def running(grace: int, environment: dict[str, str]) -> Iterator[Cluster]:
             yield cluster
         finally:
             with contextlib.suppress(AssertionError):
-                cluster.run("scancel", "--partition=main,urgent")
+                cluster.run("scancel", f"--user={getpass.getuser()}")
                 end = time.monotonic() + 40
                 while cluster.run("squeue", "--noheader", "--states=RUNNING,COMPLETING") and time.monotonic() < end:
                     time.sleep(0.2)
@@ -165,12 +170,15 @@ def _daemon(command: Sequence[str], folder: pathlib.Path, environment: dict[str,
 def _wait_for_the_node(cluster: Cluster, folder: pathlib.Path, seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     said = ""
-    while "idle" not in said:
+    while said.strip() != "idle":  # with an asterisk it does not answer yet
         if time.monotonic() > end:
-            logs = "".join(f"\n{log.name}: {log.read_text()[-1500:]}" for log in sorted(folder.glob("*.log")))
-            raise Unavailable(f"no node after {seconds:.0f} s: {said}{logs}")
+            raise Unavailable(f"no node after {seconds:.0f} s: {said}\n{_logs(folder)}")
         time.sleep(0.2)
         try:
-            said = cluster.run("sinfo", "--noheader", "--format=%T %E")
+            said = cluster.run("sinfo", "--noheader", "--format=%T")
         except (AssertionError, subprocess.TimeoutExpired) as e:
             said = str(e)
+
+
+def _logs(folder: pathlib.Path) -> str:
+    return "\n".join(f"{log.name}: {log.read_text()[-3000:]}" for log in sorted(folder.glob("*.log")))

@@ -6,18 +6,17 @@ import pathlib
 import sysconfig
 import time
 
-import numpy as np
 import pytest
 import slurm_cluster
-from job_runs import losses
+from npz_runs import flags, steps_seen, train_losses, write_rows
 from processes import one_device
 
 pytestmark = pytest.mark.slow  # starts, some ten seconds each, of two processes on two cores
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SCRIPT = f"{ROOT}/launch/slurm.sbatch"
+SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "launch" / "slurm.sbatch"
 TASKS = 2
 STEPS = 600
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 @pytest.fixture(scope="module")
@@ -32,71 +31,75 @@ def slurm():
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-    """Of `train`, for a run whose steps take milliseconds."""
     rows = tmp_path_factory.mktemp("rows") / "rows.npz"
-    rng = np.random.default_rng(0)
-    inputs, targets = rng.integers(2, 64, (64, 8)), rng.integers(2, 64, (64, 6))
-    np.savez(rows, encoder_input_tokens=inputs, decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-             decoder_target_tokens=targets, decoder_loss_weights=np.ones_like(targets))
-    sizes = dict(emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=64, num_encoder_layers=1,
-                 num_decoder_layers=1)
-    return ["--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", f"--gin.NPZ_PATTERN={rows}",
-            *(f"--gin.T5Config.{name}={value}" for name, value in sizes.items()), "--gin.BATCH_SIZE=8",
-            "--gin.train.log_every=1", f"--gin.TRAIN_STEPS={STEPS}"]
+    write_rows(rows, 64)
+    job, *rest = flags(rows, mesh=f"{{'data': {TASKS}, 'fsdp': 1}}", TRAIN_STEPS=STEPS)
+    assert job == "train"  # the script's own first word
+    return rest
 
 
-def submit(slurm, folder, *arguments):
-    """The job's number; it runs in `folder`/run and writes `folder`/log."""
-    return slurm.submit("--nodes=1", f"--ntasks-per-node={TASKS}", f"--output={folder}/log", SCRIPT, *arguments,
-                        f"--model_dir={folder}/run")
+class Job:
+    """Two tasks that train into `folder`/run and write `folder`/log."""
+
+    def __init__(self, slurm, folder, *arguments):
+        self._slurm = slurm
+        self.run = folder / "run"
+        self.log = folder / "log"
+        self.number = slurm.submit("--nodes=1", f"--ntasks-per-node={TASKS}", f"--output={self.log}", str(SCRIPT),
+                                   *arguments, f"--model_dir={self.run}")
+
+    def wait_for_steps(self, n, seconds=300):
+        end = time.monotonic() + seconds
+        while steps_seen(self.run) < n:
+            assert time.monotonic() < end, self.log.read_text() + self._slurm.condition()
+            time.sleep(0.1)
+
+    def queued_again(self):
+        """The step at which it stopped."""
+        found = self._slurm.wait(self.number, ("PENDING", *ENDED), 300)
+        assert found["JobState"] == "PENDING", self.log.read_text()
+        return len(train_losses(self.run))
+
+    def start_now(self):
+        """SLURM would have it wait for two minutes."""
+        self._slurm.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
+    def ended(self):
+        """(state, exit code, how often it was queued again)"""
+        found = self._slurm.wait(self.number, ENDED, 600)
+        return found["JobState"], found["ExitCode"], int(found["Restarts"])
 
 
-def ended(slurm, job, folder, seconds=300):
-    """(job, log) when it has ended, however."""
-    found = slurm.wait(job, ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), seconds)
-    return found, (folder / "log").read_text()
+def test_a_disturbed_run_is_queued_again_and_ends_where_the_undisturbed_one_does(slurm, arguments, tmp_path):
+    (tmp_path / "undisturbed").mkdir()
+    undisturbed = Job(slurm, tmp_path / "undisturbed", *arguments)
+    assert undisturbed.ended() == ("COMPLETED", "0:0", 0), undisturbed.log.read_text()
 
+    (tmp_path / "disturbed").mkdir()
+    job = Job(slurm, tmp_path / "disturbed", *arguments)
+    job.wait_for_steps(10)
+    urgent = slurm.submit("--partition=urgent", "--gpus-per-node=8", "--wrap=true", f"--output={os.devnull}")
+    first = job.queued_again()
+    slurm.wait(urgent, ("COMPLETED",), 60)
+    job.start_now()
+    job.wait_for_steps(first + 10)
+    slurm.run("scancel", "--signal=TERM", job.number)
+    second = job.queued_again()
+    job.start_now()
+    assert job.ended() == ("COMPLETED", "0:0", 2), job.log.read_text()
 
-@pytest.fixture(scope="module")
-def undisturbed(slurm, arguments, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    job, log = ended(slurm, submit(slurm, folder, *arguments), folder)
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "0"), log
-    assert f"{TASKS} tasks on localhost" in log
-    return losses(folder / "run")
-
-
-def wait_for_steps(folder, n, seconds=180):
-    metrics, end = folder / "run" / "metrics.jsonl", time.monotonic() + seconds
-    while not metrics.exists() or metrics.read_text().count("train/loss") < n:
-        assert time.monotonic() < end, (folder / "log").read_text()
-        time.sleep(0.1)
-
-
-@pytest.mark.parametrize("disturb", ["a more urgent job", "a signal"])
-def test_a_disturbed_run_is_queued_again_and_ends_where_the_undisturbed_one_does(
-        slurm, arguments, undisturbed, disturb, tmp_path):
-    number = submit(slurm, tmp_path, *arguments)
-    wait_for_steps(tmp_path, 20)
-    if disturb == "a signal":
-        slurm.run("scancel", "--signal=TERM", number)
-    else:
-        urgent = slurm.submit("--partition=urgent", "--gpus-per-node=8", "--wrap=true", f"--output={os.devnull}")
-    assert slurm.wait(number, ("PENDING", "COMPLETED", "FAILED"), 120)["JobState"] == "PENDING"
-    stopped_at = max(losses(tmp_path / "run"))
-    assert 20 <= stopped_at < STEPS
-    if disturb != "a signal":
-        slurm.wait(urgent, ("COMPLETED",), 60)
-    slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM has it wait for two minutes
-
-    job, log = ended(slurm, number, tmp_path)
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", "1"), log
-    assert log.count("told to stop (SIGTERM); started again, it goes on") == TASKS, log
-    assert "exit code 75" in log and f"going on from step {stopped_at} of" in log, log
-    assert losses(tmp_path / "run") == undisturbed and len(undisturbed) == STEPS
+    log = job.log.read_text()
+    assert 10 <= first < second < STEPS
+    assert log.count("told to stop (SIGTERM); started again, it goes on") == 2 * TASKS, log
+    assert log.count(f"job {job.number}: exit code 75") == 2, log
+    assert f"going on from step {first} of" in log and f"going on from step {second} of" in log, log
+    for start in (1, 2, 3):
+        assert f"job {job.number}, start {start}: {TASKS} tasks on localhost" in log, log
+    losses = train_losses(job.run)
+    assert len(losses) == STEPS and losses == train_losses(undisturbed.run)
 
 
 def test_a_mistake_ends_the_job(slurm, arguments, tmp_path):
-    job, log = ended(slurm, submit(slurm, tmp_path, *arguments, "--gin.BATCH_SIZES=8"), tmp_path)
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), log
-    assert "t5x-lite: error:" in log and "BATCH_SIZE" in log, log
+    job = Job(slurm, tmp_path, *arguments, "--gin.BATCH_SIZES=8")
+    assert job.ended() == ("FAILED", "2:0", 0), job.log.read_text()
+    assert "t5x-lite: error:" in job.log.read_text() and "BATCH_SIZE" in job.log.read_text()
