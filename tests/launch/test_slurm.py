@@ -60,9 +60,10 @@ class Job:
         assert found["JobState"] == "PENDING", self.log.read_text()
         return len(train_losses(self.run))
 
-    def start_now(self):
-        """SLURM would have it wait for two minutes."""
-        self._slurm.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+    def start_soon(self):
+        """SLURM would have it wait for two minutes. At once is too soon: for a second or two after a job has been ended
+        its node refuses it as already killed."""
+        self._slurm.run("scontrol", "update", f"JobId={self.number}", "StartTime=now+10")
 
     def ended(self):
         """(state, exit code, how often it was queued again)"""
@@ -81,11 +82,11 @@ def test_a_disturbed_run_is_queued_again_and_ends_where_the_undisturbed_one_does
     urgent = slurm.submit("--partition=urgent", "--gpus-per-node=8", "--wrap=true", f"--output={os.devnull}")
     first = job.queued_again()
     slurm.wait(urgent, ("COMPLETED",), 60)
-    job.start_now()
+    job.start_soon()
     job.wait_for_steps(first + 10)
     slurm.run("scancel", "--signal=TERM", job.number)
     second = job.queued_again()
-    job.start_now()
+    job.start_soon()
     assert job.ended() == ("COMPLETED", "0:0", 2), job.log.read_text()
 
     log = job.log.read_text()
