@@ -30,8 +30,11 @@ class World:
                                 stderr=subprocess.STDOUT)
 
     def run(self, *arguments, code=0):
-        process = self.start(*arguments)
-        output, _ = process.communicate(timeout=60)
+        with self.start(*arguments) as process:
+            try:
+                output, _ = process.communicate(timeout=60)
+            finally:
+                process.kill()
         assert process.returncode == code, output
         return output
 
