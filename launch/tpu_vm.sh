@@ -17,9 +17,9 @@
 #         need be SLICES=2; CREATE_FLAGS='--spot --service-account=…'; SSH_FLAGS=--tunnel-through-iap;
 #         FILES='mine.gin my_tasks.py', copied beside the checkout's; SETTINGS='TFDS_DATA_DIR=gs://…' for the run;
 #         PYTHON_VERSION=3.12. More than one host needs `ssh-add ~/.ssh/google_compute_engine` before.
-# Costs:  its chips times hours, from the moment that `create` returns until `delete`, whether they train or not. What the
-#         run would need: t5x-lite plan --hardware=v5e:4x4 … Only what was pre-empted is deleted without being asked;
-#         `bash launch/tpu_vm.sh train …; bash launch/tpu_vm.sh delete` ends both.
+# Costs:  its chips times hours, from the moment that `create` returns until `delete`, whether they train or not: 16
+#         chips as it stands. What the run would need: t5x-lite plan --hardware=v5e:4x4 … Only what was pre-empted is
+#         deleted without being asked; `bash launch/tpu_vm.sh train …; bash launch/tpu_vm.sh delete` ends both.
 # Stops:  0 is done. On 75 (told to stop, has saved), and when the TPU is taken away, `train` begins again, on a new TPU
 #         if need be; any other exit code of the run is this script's, too. This works while the script runs: start it
 #         where it can stay (tmux). Ctrl-C leaves the run going.
@@ -100,7 +100,8 @@ create() {
 
 install() {
   # The code is unpacked anew, so that no file of before stays; the environment beside it is kept where it still serves.
-  local unpack='mkdir -p t5x-lite && cd t5x-lite && rm -rf t5x_lite tasks gin launch && tar -xzf ../t5x-lite.tgz' archive
+  local archive unpack
+  unpack='mkdir -p t5x-lite && cd t5x-lite && rm -rf t5x_lite tasks gin launch && tar -xzf ../t5x-lite.tgz'
   archive=$(mktemp -d)/t5x-lite.tgz
   # shellcheck disable=SC2086
   tar --create --gzip --file="$archive" --exclude=__pycache__ --exclude='*.egg-info' \

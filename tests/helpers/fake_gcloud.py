@@ -1,6 +1,6 @@
-"""A `gcloud` whose TPU is two folders: it notes what it was told, copies files there, and runs there what it is told to.
+"""A `gcloud` whose TPU is two folders: it notes what it was told, copies files there, and runs there what it is to run.
 
-Nothing of the network and of installing packages; all else is done as on a TPU's hosts: by bash, in a home of their own.
+Nothing of the network and of installing packages; all else is done as on a TPU's hosts: by bash, in homes of their own.
 """
 
 import os

@@ -63,7 +63,8 @@ class Cluster:
 
     def run(self, *command: str) -> str:
         """The command's output. Raises AssertionError with what it said where it fails."""
-        done = subprocess.run(command, env=self.environment, cwd=self._folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, cwd=self._folder, capture_output=True, text=True,
+                              timeout=60)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -155,7 +156,8 @@ def _configure(folder: pathlib.Path, grace: int) -> None:
 @contextlib.contextmanager
 def _daemon(command: Sequence[str], folder: pathlib.Path, environment: dict[str, str]) -> Iterator[None]:
     with open(folder / f"{command[0]}.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log,
+                                   stderr=subprocess.STDOUT)
     try:
         yield
     finally:

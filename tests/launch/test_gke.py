@@ -97,12 +97,13 @@ def first_rule(manifest, exit_code=None, condition=None):
     for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
         assert rule["action"] == "FailJob"
         if exit_code in rule.get("onExitCodes", {}).get("values", ()):
-            reason, message = "PodFailurePolicy", (f"Container {container['name']} for pod default/t5x-lite-0 failed with "
-                                                   f"exit code {exit_code} matching FailJob rule at index {index}")
+            message = (f"Container {container['name']} for pod default/t5x-lite-0 failed with exit code {exit_code} "
+                       f"matching FailJob rule at index {index}")
+            reason = "PodFailurePolicy"
             break
         if condition in [c["type"] for c in rule.get("onPodConditions", ())]:
-            reason, message = "PodFailurePolicy", (f"Pod default/t5x-lite-0 has condition {condition} matching FailJob rule "
-                                                   f"at index {index}")
+            message = f"Pod default/t5x-lite-0 has condition {condition} matching FailJob rule at index {index}"
+            reason = "PodFailurePolicy"
             break
     for rule in manifest["spec"]["failurePolicy"]["rules"]:
         patterns = rule.get("onJobFailureMessagePatterns")

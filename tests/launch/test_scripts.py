@@ -41,7 +41,8 @@ def test_each_opens_with_its_use_what_to_edit_and_what_it_costs(path):
 
 def test_the_image_is_built_from_what_an_installation_needs():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]]
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    copied = sum(copies, [])
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     folders = {line.split("=")[1].strip() for line in config["options"]["package_dir"].strip().splitlines()}

@@ -1,5 +1,5 @@
-"""launch/slurm.sbatch on a real SLURM: two tasks train, are pre-empted, are queued again, and end where undisturbed ones
-do."""
+"""launch/slurm.sbatch on a real SLURM: two tasks train, are pre-empted, are queued again, and end where undisturbed
+ones do."""
 
 import os
 import pathlib
@@ -48,7 +48,7 @@ class Job:
         self.number = slurm.submit("--nodes=1", f"--ntasks-per-node={TASKS}", f"--output={self.log}", str(SCRIPT),
                                    *arguments, f"--model_dir={self.run}")
 
-    def wait_for_steps(self, n, seconds=300):
+    def wait_for_steps(self, n, seconds=600):
         end = time.monotonic() + seconds
         while steps_seen(self.run) < n:
             assert time.monotonic() < end, self.log.read_text() + self._slurm.condition()
@@ -67,7 +67,7 @@ class Job:
 
     def ended(self):
         """(state, exit code, how often it was queued again)"""
-        found = self._slurm.wait(self.number, ENDED, 600)
+        found = self._slurm.wait(self.number, ENDED, 1200)
         return found["JobState"], found["ExitCode"], int(found["Restarts"])
 
 
