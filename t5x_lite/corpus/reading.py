@@ -4,6 +4,7 @@ Crawls are files of many gzip members, one for each record. They are unpacked on
 unpacked takes no other with it; what a record says is read by warcio, text out of HTML by resiliparse.
 """
 
+import codecs
 import gzip
 import io
 import zlib
@@ -60,16 +61,16 @@ def gzip_members(file: BinaryIO, limit: int = MAX_RECORD_BYTES) -> Iterator[tupl
             lost_since = start
         start = place
         member, end = _unpack(file, start, limit)
-        if isinstance(member, bytes):
+        if isinstance(member, bytes) or member.rule == "oversized":
             if lost_since is not None:
                 yield lost_since, Damage("damaged", start - lost_since)
                 lost_since = None
             yield start, member
-        elif member.rule == "oversized":
-            yield start, member
-        elif lost_since is None:
-            lost_since, rule = start, member.rule
-        start = end if isinstance(member, bytes) else start + 1
+            start = end
+        else:
+            if lost_since is None:
+                lost_since, rule = start, member.rule
+            start += 1
     lost_since, end = start if lost_since is None else lost_since, file.seek(0, io.SEEK_END)
     if lost_since < end:
         yield lost_since, Damage(rule, end - lost_since)
@@ -92,18 +93,24 @@ def _unpack(file: BinaryIO, start: int, limit: int) -> tuple[bytes | Damage, int
     file.seek(start)
     unpacker, parts, length, read = zlib.decompressobj(wbits=31), [], 0, 0
     while not unpacker.eof:
-        chunk = file.read(_CHUNK)
+        chunk = unpacker.unconsumed_tail
+        if not chunk:
+            chunk = file.read(_CHUNK)
+            read += len(chunk)
         if not chunk:
             return Damage("truncated", read), start + read
-        read += len(chunk)
         try:
-            parts.append(unpacker.decompress(chunk, limit + 1 - length))
+            part = unpacker.decompress(chunk, _CHUNK)
         except zlib.error:
             return Damage("damaged", read), start + read
-        length += len(parts[-1])
-        if length > limit:
-            return Damage("oversized", read), start + read
-    return b"".join(parts), start + read - len(unpacker.unused_data)
+        length += len(part)
+        # Of a member that is too long only its end is looked for.
+        if length <= limit:
+            parts.append(part)
+        else:
+            parts.clear()
+    end = start + read - len(unpacker.unused_data)
+    return (b"".join(parts) if length <= limit else Damage("oversized", end - start)), end
 
 
 def _records(stream: BinaryIO, place: str) -> Iterator[Page | Removed]:
@@ -154,6 +161,9 @@ def _text_of_html(payload: bytes, content_type: str) -> str:
     from resiliparse.parse import encoding
     from resiliparse.parse.html import HTMLTree
 
-    charset = content_type.lower().partition("charset=")[2].strip("\"' ;")
-    name = charset or encoding.detect_encoding(payload, from_html_meta=True) or "utf-8"
+    name = content_type.lower().partition("charset=")[2].partition(";")[0].strip("\"' ")
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        name = encoding.detect_encoding(payload, from_html_meta=True) or "utf-8"
     return extract_plain_text(HTMLTree.parse(encoding.bytes_to_str(payload, name)), main_content=False)
