@@ -117,6 +117,23 @@ JOBS = {
             "variant": ("corpus/{}.gin", "en, en.noclean, realnewslike, webtextlike, multilingual; a file of gin/corpus"),
         },
     ),
+    "vocabulary": Job(
+        "t5x_lite.jobs.vocabulary", "vocabulary", "train a SentencePiece vocabulary on a task's texts",
+        "t5x-lite vocabulary --task=c4_v020_unsupervised --output=/tmp/t5x_lite/sentencepiece.model \\\n"
+        "    --gin.vocabulary.size=32000",
+        {
+            "task": ("vocabulary.task", "a task, as MIXTURE_OR_TASK_NAME; its texts are read as they are"),
+            "output": ("vocabulary.output", "the file to write"),
+        },
+    ),
+    "cache": Job(
+        "t5x_lite.jobs.cache", "cache", "tokenize a task once, for runs with SeqioSource.cache_dir",
+        "t5x-lite cache --task=pydocs_span_corruption --output_dir=/tmp/t5x_lite/cache",
+        {
+            "task": ("cache.task", "a task or mixture, as MIXTURE_OR_TASK_NAME"),
+            "output_dir": ("cache.output_dir", "the folder of caches"),
+        },
+    ),
 }
 
 # Modules whose import registers the names that gin files may use, whichever job runs. None imports TensorFlow.
@@ -341,7 +358,7 @@ def _unknown_flag(name: str, job: str) -> str:
 
 def general_help() -> str:
     """Return the text of `t5x-lite --help`."""
-    jobs = "\n".join(f"  {name:<8}{job.help}" for name, job in JOBS.items())
+    jobs = "\n".join(f"  {name:<12}{job.help}" for name, job in JOBS.items())
     return textwrap.dedent("""\
         usage: t5x-lite JOB [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--dry_run] [--verbose]
 

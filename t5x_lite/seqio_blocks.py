@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from t5x_lite import seqio_sources  # noqa: E402
+from t5x_lite import seqio_cache, seqio_sources  # noqa: E402
 from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.seqio_names import check_lengths, check_named, find, vocabulary_of  # noqa: E402
@@ -120,11 +120,15 @@ class SeqioBlocks:
 
     def __init__(self, config, architecture: str = "encoder_decoder", fallback_vocabulary=None):
         self._config = config
+        if config.cache_dir is not None:
+            seqio.add_global_cache_dirs([config.cache_dir])  # for rates, and so that the data need not be here
         self._provider = find(config, fallback_vocabulary)
         self._tasks = seqio_sources.tasks_with_split(self._provider, config.split)
         check_lengths(self._provider, config.feature_lengths)
         mixture = isinstance(self._provider, seqio.Mixture)
-        self._records = [_open_records(task, config.split) for task in self._tasks]
+        self._records = [
+            _open_records(task, config.split) if config.cache_dir is None else
+            seqio_cache.open_cached(config.cache_dir, task, config.split) for task in self._tasks]
         self.seekable = all(records is not None for records in self._records)
         if not self.seekable:
             print(f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
@@ -225,7 +229,13 @@ class SeqioBlocks:
 
     def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
         lengths = dict(self._config.feature_lengths)
-        dataset = task.replace(source=_Records(records)).get_dataset(
+        source = _Records(records)
+        if self._config.cache_dir is None:
+            task = task.replace(source=source)
+        else:
+            task, more = seqio_cache.after_cache(task, source)
+            seed += more
+        dataset = task.get_dataset(
             sequence_length=lengths, split="train", shuffle=False, seed=seed, num_epochs=1, try_in_mem_cache=False
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})

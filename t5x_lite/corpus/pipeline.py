@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
@@ -23,6 +22,7 @@ from etils import epath
 from t5x_lite.corpus import libraries, reading, rules, writing
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.corpus.rules import Page, Removed
+from t5x_lite.corpus.runners import Runner
 from t5x_lite.corpus.shuffle import Grouping, GroupInto
 from t5x_lite.corpus.tally import Tally
 
@@ -46,13 +46,13 @@ class Layout(NamedTuple):
     per_split: int
 
 
-def run(files: Sequence[str], choice: CorpusRules, layout: Layout, options: PipelineOptions) -> dict:
+def run(files: Sequence[str], choice: CorpusRules, layout: Layout, runner: Runner) -> dict:
     """Runs the pipeline to its end.
 
     Returns:
       {"tally": {name: [pages, lines, bytes, texts]}, "shards": [[split, shard, pages, bytes]]}.
     """
-    with beam.Pipeline(options=options) as pipeline:
+    with beam.Pipeline(runner.runner, runner.options) as pipeline:
         read = (
             pipeline
             | "Files" >> beam.Create(list(files))

@@ -4,9 +4,7 @@
 """
 
 import dataclasses
-import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -15,12 +13,10 @@ import gin
 from etils import epath
 
 from t5x_lite import configuration
-from t5x_lite.corpus import libraries, report, writing
+from t5x_lite.corpus import libraries, report, runners, writing
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.errors import UserError
 
-# Named in full: what Beam calls DirectRunner looks for a program to download first.
-_LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _INPUT_BYTES_A_SHARD = 32 << 20
 _MOST_SHARDS = 1024  # of a split; as many as C4 has
 REPORT = "report.html"
@@ -68,7 +64,6 @@ def corpus(
     if variant is None:
         raise UserError("corpus needs a variant: --variant=en, or en.noclean, realnewslike, webtextlike, multilingual")
     choice = rules or CorpusRules()
-    options = _beam_options(pipeline_options, workers)
     configuration.check_all_read()
     files = libraries.input_files("--input", input, "WET or WARC files")
     size = sum(epath.Path(file).stat().length for file in files)
@@ -82,19 +77,20 @@ def corpus(
         return 0
 
     # 2. Pages into shards.
-    from t5x_lite.corpus import pipeline
-
     started = time.monotonic()
     unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
     work = unfinished / "work"
+    runner = runners.choose(pipeline_options, workers, os.fspath(work / "workers.log"))
+    from t5x_lite.corpus import pipeline
+
     for part in ("shards", "spill"):
         (work / part).mkdir(parents=True)
     try:
-        on_disk = options.local if group_on_disk is None else group_on_disk
+        on_disk = runner.here if group_on_disk is None else group_on_disk
         layout = pipeline.Layout(
             shards=os.fspath(work / "shards"), summary=os.fspath(work / "summary.json"),
             spill=os.fspath(work / "spill") if on_disk else None, per_split=per_split)
-        summary = pipeline.run(files, choice, layout, options.beam)
+        summary = pipeline.run(files, choice, layout, runner)
 
         # 3. Metadata, report, and into place.
         splits = _name_shards(work / "shards", unfinished, name, summary["shards"])
@@ -124,31 +120,6 @@ def describe(choice: CorpusRules) -> dict[str, str]:
     """The rules' numbers, in words for a report; of files the name alone."""
     return {field.name: os.path.basename(value) if isinstance(value := getattr(choice, field.name), str) else str(value)
             for field in dataclasses.fields(choice)}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    beam: object  # PipelineOptions
-    local: bool  # whether it runs on this machine, by default
-
-
-def _beam_options(flags: str, workers: int | None) -> _Options:
-    try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ModuleNotFoundError as e:
-        raise UserError(f"corpus needs Apache Beam ({e}): install the extra with pip install 't5x-lite[corpus]'") from e
-    for noisy in ("apache_beam", "root"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    given = shlex.split(flags)
-    if any(flag.partition("=")[0] == "--runner" for flag in given):
-        return _Options(PipelineOptions(given), False)
-    workers = os.cpu_count() if workers is None else workers
-    if type(workers) is not int or workers < 1:
-        raise UserError(f"corpus.workers must be a whole number of at least 1, not {workers!r}")
-    local = [f"--runner={_LOCAL_RUNNER}"]
-    if workers > 1:
-        local += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-    return _Options(PipelineOptions([*local, *given]), True)
 
 
 def _name_shards(

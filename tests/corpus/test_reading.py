@@ -79,11 +79,13 @@ def test_a_damaged_member_costs_itself(wet, tmp_path, damage):
     assert removed.bytes == len(middle) and f"b.gz at byte {start:,}" in removed.sample
 
 
-def test_members_may_begin_anywhere(wet, tmp_path, monkeypatch):
+@pytest.mark.parametrize("distance", range(7))
+def test_members_may_begin_anywhere(wet, tmp_path, monkeypatch, distance):
     monkeypatch.setattr(reading, "_CHUNK", 7)
     assert read(wet) == ([0, 1, 2, 3, 4], [])
     data, starts = wet.read_bytes(), members(wet)
-    (tmp_path / "b.gz").write_bytes(data[: starts[2]] + b"\x1f\x8b\x08 by chance \x1f\x8b" + data[starts[2] :])
+    chance = b"\x1f\x8b\x08 by chance " + b"." * distance
+    (tmp_path / "b.gz").write_bytes(data[: starts[2]] + chance + data[starts[2] :])
     assert read(tmp_path / "b.gz") == ([0, 1, 2, 3, 4], [("damaged", 0)])
 
 
