@@ -114,7 +114,8 @@ JOBS = {
             "pipeline_options": ("corpus.pipeline_options", "flags for Beam: --runner=DataflowRunner …"),
         },
         file_flags={
-            "variant": ("corpus/{}.gin", "en, en.noclean, realnewslike, webtextlike, multilingual; a file of gin/corpus"),
+            "variant": ("corpus/{}.gin",
+                        "en, en.noclean, realnewslike, webtextlike or multilingual: a file of gin/corpus"),
         },
     ),
     "vocabulary": Job(

@@ -87,9 +87,9 @@ def converter_class(inputs: bool, architecture: str) -> type[seqio.FeatureConver
 class _Records(seqio.DataSource):
     """A fixed list of records in place of a task's own source."""
 
-    def __init__(self, records: Sequence[Mapping[str, object]]):
+    def __init__(self, records: Sequence[Mapping[str, object]], tokens: bool = False):
         super().__init__(splits=("train",))
-        self._columns = seqio_sources.columns(records)
+        self._columns = seqio_sources.columns(records, any_length=tokens)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -229,11 +229,10 @@ class SeqioBlocks:
 
     def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
         lengths = dict(self._config.feature_lengths)
-        source = _Records(records)
         if self._config.cache_dir is None:
-            task = task.replace(source=source)
+            task = task.replace(source=_Records(records))
         else:
-            task, more = seqio_cache.after_cache(task, source)
+            task, more = seqio_cache.after_cache(task, _Records(records, tokens=True))
             seed += more
         dataset = task.get_dataset(
             sequence_length=lengths, split="train", shuffle=False, seed=seed, num_epochs=1, try_in_mem_cache=False

@@ -5,6 +5,7 @@ Nothing is downloaded. Each is made once in a process, for it costs up to second
 
 import functools
 import glob
+import io
 import itertools
 import json
 import os
@@ -67,22 +68,18 @@ def _punkt(punkt_data: str | None):
         parameters.collocations = set(decoder.tab2tups(_lines(files["collocations.tab"])))
         parameters.sent_starters = decoder.txt2set(_lines(files["sent_starters.txt"]))
         parameters.ortho_context.update(decoder.tab2intdict(_lines(files["ortho_context.tab"])))
-    tokenizer = punkt.PunktSentenceTokenizer()
-    tokenizer._params = parameters
-    return tokenizer
+    return punkt.PunktSentenceTokenizer(parameters)
 
 
 def check_punkt_data(folder: str) -> None:
     """UserError if `folder` is not that of a Punkt model."""
     missing = [name for name in _PUNKT_FILES if not (epath.Path(folder) / name).exists()]
     if missing:
-        raise UserError(f"CorpusRules.punkt_data = {folder!r} has no {missing[0]}: give the folder punkt_tab/english of "
-                        "NLTK's data, or None for the model that comes with the extra `corpus`")
+        raise UserError(f"CorpusRules.punkt_data = {folder!r} has no {missing[0]}: give the folder punkt_tab/english "
+                        "of NLTK's data, or None for the model that comes with the extra `corpus`")
 
 
-def _lines(path: epath.Path):
-    import io
-
+def _lines(path: epath.Path) -> io.StringIO:
     return io.StringIO(path.read_text())
 
 

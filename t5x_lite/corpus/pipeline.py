@@ -6,9 +6,10 @@
                                                                                                                  │
                                                         shards <─ by shard, sorted <─ language, bad words <──────┘
 
-Text is grouped three times: by address, by page and by shard. What comes out does not depend on how the work is divided.
+Text is grouped three times: by address, by page and by shard. However the work is divided, the same comes out.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,15 +20,17 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 from etils import epath
 
-from t5x_lite.corpus import libraries, reading, rules, writing
+from t5x_lite.corpus import libraries, progress, reading, rules, writing
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.corpus.rules import Page, Removed
 from t5x_lite.corpus.runners import Runner
-from t5x_lite.corpus.shuffle import Grouping, GroupInto
+from t5x_lite.corpus.shuffle import PARTITIONS, Grouping, GroupInto, Place
 from t5x_lite.corpus.tally import Tally
 
 TALLY, UNITS = "tally", "units"
 READ, KEPT = "read", "kept"  # names in the tally beside the rules'
+# Names of steps in lines of progress; all but the first have as many parts as there are partitions.
+FILES_READ, CLEANED, COMPARED, FINISHED, WRITTEN = "files read", "cleaned", "compared", "finished", "written"
 
 
 class Layout(NamedTuple):
@@ -36,13 +39,13 @@ class Layout(NamedTuple):
     Attributes:
       shards: folder for shards, named `<split>-<number>` while they are written.
       summary: the file for what was done.
-      spill: folder for what is grouped on disk; None to let the runner group.
+      place: where records are grouped on disk; None to let the runner group.
       per_split: shards of a split.
     """
 
     shards: str
     summary: str
-    spill: str | None
+    place: Place | None
     per_split: int
 
 
@@ -52,33 +55,40 @@ def run(files: Sequence[str], choice: CorpusRules, layout: Layout, runner: Runne
     Returns:
       {"tally": {name: [pages, lines, bytes, texts]}, "shards": [[split, shard, pages, bytes]]}.
     """
+    place = layout.place
     with beam.Pipeline(runner.runner, runner.options) as pipeline:
         read = (
             pipeline
             | "Files" >> beam.Create(list(files))
             | beam.Reshuffle()
-            | "Read" >> beam.ParDo(_Read(choice)).with_outputs(TALLY, main="main")
+            | "Read" >> beam.ParDo(_Read(choice, place)).with_outputs(TALLY, main="main")
         )
         pages, tallies = [read["main"]], [read[TALLY]]
         if choice.url_list is not None:
             lists = libraries.url_files(choice.url_list)
             pages.append(
                 pipeline | "Lists" >> beam.Create(lists) | "Addresses" >> beam.FlatMap(_listed))
-        cleaned = tuple(pages) | "ByAddress" >> GroupInto(_Choose(choice), layout.spill, (TALLY, UNITS))
+        cleaned = tuple(pages) | "ByAddress" >> GroupInto(_Choose(choice), CLEANED, place, (TALLY, UNITS))
         tallies.append(cleaned[TALLY])
         finish = _Finish(choice, layout.per_split)
         if choice.deduplicate is None:
             finished = cleaned["main"] | "Finish" >> beam.ParDo(_Each(finish)).with_outputs(TALLY, main="main")
         else:
-            repeated = cleaned[UNITS] | "ByUnit" >> GroupInto(_Repeated(), layout.spill)
-            finished = (cleaned["main"], repeated["main"]) | "ByPage" >> GroupInto(finish, layout.spill, (TALLY,))
+            repeated = cleaned[UNITS] | "ByUnit" >> GroupInto(_Repeated(), COMPARED, place)
+            finished = (cleaned["main"], repeated["main"]) | "ByPage" >> GroupInto(
+                finish, FINISHED, place, (TALLY,))
         tallies.append(finished[TALLY])
-        shards = finished["main"] | "ByShard" >> GroupInto(_Write(layout.shards), layout.spill)
+        shards = finished["main"] | "ByShard" >> GroupInto(_Write(layout.shards), WRITTEN, place)
         counts = tuple(tallies) | beam.Flatten() | "Tally" >> beam.CombinePerKey(_AddUp())
         parts = (shards["main"] | "Shards" >> beam.Map(lambda shard: (b"", ("shards", shard))),
                  counts | "Counts" >> beam.Map(lambda counted: (b"", ("tally", counted))))
         parts | "Parts" >> beam.Flatten() | beam.GroupByKey() | "Summary" >> beam.Map(_summarize, layout.summary)
     return json.loads(epath.Path(layout.summary).read_text())
+
+
+def steps(files: int) -> dict[str, int]:
+    """{step: its parts at most}, in their order."""
+    return {FILES_READ: files, **dict.fromkeys((CLEANED, COMPARED, FINISHED, WRITTEN), PARTITIONS)}
 
 
 def _summarize(key_and_values, path: str) -> None:
@@ -150,8 +160,8 @@ class _Each(beam.DoFn):
 class _Read(_Counting):
     """path -> (normalized address, page)."""
 
-    def __init__(self, choice: CorpusRules):
-        self._choice = choice
+    def __init__(self, choice: CorpusRules, place: Place | None):
+        self._choice, self._place = choice, place
 
     def setup(self):
         path = self._choice.news_domains
@@ -171,6 +181,7 @@ class _Read(_Counting):
                 self.remove("not_news", page)
             else:
                 yield address.encode("utf-8"), tuple(page)
+        progress.mark(self._place and self._place.marks, FILES_READ, hashlib.md5(path.encode()).hexdigest())
 
 
 def _listed(path: str) -> Iterator[tuple[bytes, tuple]]:

@@ -7,6 +7,7 @@ unpacked takes no other with it; what a record says is read by warcio, text out 
 import codecs
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -30,20 +31,22 @@ class Damage(NamedTuple):
 def read_pages(path: str) -> Iterator[Page | Removed]:
     """The pages of a file, and what was left out because it is none.
 
-    A page's lines are without blanks around them, and none is blank. Files whose name ends in `.gz` are unpacked.
+    A page's lines are without blanks around them, and none is blank. Files whose name ends in `.gz` are unpacked. What
+    was left out is told by the file's name alone, which is the same wherever it lies.
     """
+    name = os.path.basename(path)
     with epath.Path(path).open("rb") as file:
         if not path.endswith(".gz"):
-            yield from _records(file, path)
+            yield from _records(file, name)
             return
         for start, member in gzip_members(file):
-            place = f"{path} at byte {start:,}"
+            place = f"{name} at byte {start:,}"
             if not isinstance(member, Damage):
                 yield from _records(io.BytesIO(member), place)
             elif member.rule == "oversized" and start == 0:
                 # All in one member, as `gzip` packs a file: read as a stream, in which a damage ends it.
                 file.seek(0)
-                yield from _records(gzip.GzipFile(fileobj=file), path)
+                yield from _records(gzip.GzipFile(fileobj=file), name)
                 return
             else:
                 yield Removed(member.rule, 0, 0, member.bytes, place)

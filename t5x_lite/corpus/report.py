@@ -44,8 +44,8 @@ def as_html(title: str, about: Mapping[str, object], tally: Counts, splits: Mapp
     body += ["</table>", "<h2>Splits</h2>", "<table>", "<tr><th>split</th>", *_heads("pages", "bytes"), "</tr>"]
     body += [_row([f"<td>{_text(split)}</td>", *_numbers(*counts)]) for split, counts in splits.items()]
     body += ["</table>", "<h2>What each rule removed</h2>",
-             "<p>In the order of the rules. Bytes are those of lines in UTF-8, each with its newline. Records and pages "
-             "that could not be read count in the file's bytes and are not part of what was read.</p>", "<table>",
+             "<p>In the order of the rules. Bytes are those of lines in UTF-8, each with its newline. Records and "
+             "pages that could not be read count in the file's bytes and are not part of what was read.</p>", "<table>",
              "<tr><th>rule</th><th>takes a</th><th>where</th>", *_heads("pages", "lines", "bytes", "% of bytes"),
              "</tr>", _total("read", _whole(tally, "read"), read)]
     for rule, what, case, *counts in rows(tally):

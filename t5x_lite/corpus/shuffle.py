@@ -13,11 +13,14 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from operator import itemgetter
+from typing import NamedTuple
 
 import apache_beam as beam
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 from etils import epath
+
+from t5x_lite.corpus import progress
 
 PARTITIONS = 64
 RUN_BYTES = 64 << 20  # of memory for records before a run is written
@@ -36,28 +39,41 @@ class Grouping(beam.DoFn):
         yield from self.group(*key_and_values)
 
 
+class Place(NamedTuple):
+    """Where records are grouped on disk: folders that all workers see.
+
+    Attributes:
+      runs: for the records.
+      marks: for the partitions that are done (see progress.py).
+    """
+
+    runs: str
+    marks: str
+
+
 class GroupInto(beam.PTransform):
     """Groups (bytes, value) of one or several collections by key into a Grouping.
 
     Args:
       grouping: what gets the groups.
-      folder: where runs are written; None to let the runner group. All workers must see it.
+      step: what it is called in lines of progress.
+      place: None to let the runner group.
       outputs: names of the grouping's side outputs.
 
     Values are made of bytes, str, int, float and tuples of them.
     """
 
-    def __init__(self, grouping: Grouping, folder: str | None, outputs: tuple[str, ...] = ()):
+    def __init__(self, grouping: Grouping, step: str, place: Place | None, outputs: tuple[str, ...] = ()):
         super().__init__()
-        self._grouping, self._folder, self._outputs = grouping, folder, outputs
+        self._grouping, self._step, self._place, self._outputs = grouping, step, place, outputs
 
     def expand(self, collections):
         collections = collections if isinstance(collections, tuple) else (collections,)
-        if self._folder is None:
+        if self._place is None:
             groups = collections | beam.Flatten() | beam.GroupByKey()
             return groups | beam.ParDo(self._grouping).with_outputs(*self._outputs, main="main")
         # Only names of files pass through the runner, and they are few.
-        runs = tuple(c | f"Spill{i}" >> beam.ParDo(_Spill(self._folder)) for i, c in enumerate(collections))
+        runs = tuple(c | f"Spill{i}" >> beam.ParDo(_Spill(self._place.runs)) for i, c in enumerate(collections))
         return (
             runs
             | beam.Flatten()
@@ -65,7 +81,8 @@ class GroupInto(beam.PTransform):
             | beam.GroupByKey()
             | beam.FlatMap(_by_partition)
             | beam.Reshuffle()
-            | "Merge" >> beam.ParDo(_Merge(self._grouping)).with_outputs(*self._outputs, main="main")
+            | "Merge" >> beam.ParDo(_Merge(self._grouping, self._step, self._place.marks)).with_outputs(
+                *self._outputs, main="main")
         )
 
 
@@ -115,8 +132,8 @@ class _Spill(beam.DoFn):
 class _Merge(beam.DoFn):
     """(partition, [(file, start, end)]) -> what the grouping makes of the partition's groups."""
 
-    def __init__(self, grouping: Grouping):
-        self._grouping = grouping
+    def __init__(self, grouping: Grouping, step: str, marks: str):
+        self._grouping, self._step, self._marks = grouping, step, marks
 
     def setup(self):
         self._grouping.setup()
@@ -128,6 +145,7 @@ class _Merge(beam.DoFn):
         runs = [_unpack(*place) for place in partition_and_runs[1]]
         for key, records in itertools.groupby(heapq.merge(*runs, key=itemgetter(0)), key=itemgetter(0)):
             yield from self._grouping.group(key, map(itemgetter(1), records))
+        progress.mark(self._marks, self._step, partition_and_runs[0])
 
     def finish_bundle(self):
         return self._grouping.finish_bundle()

@@ -13,7 +13,7 @@ import gin
 from etils import epath
 
 from t5x_lite import configuration
-from t5x_lite.corpus import libraries, report, runners, writing
+from t5x_lite.corpus import libraries, progress, report, runners, writing
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.errors import UserError
 
@@ -58,7 +58,7 @@ def corpus(
       0.
 
     Raises:
-      UserError: no variant, no input, an output that exists, or Beam is not installed.
+      UserError: no variant, no input, an output that exists, no page that is kept, or Beam is not installed.
     """
     # 1. What was asked.
     if variant is None:
@@ -67,6 +67,8 @@ def corpus(
     configuration.check_all_read()
     files = libraries.input_files("--input", input, "WET or WARC files")
     size = sum(epath.Path(file).stat().length for file in files)
+    if shards is not None and (type(shards) is not int or shards < 1):
+        raise UserError(f"corpus.shards must be a whole number of at least 1, not {shards!r}")
     per_split = shards or max(1, min(_MOST_SHARDS, size // _INPUT_BYTES_A_SHARD))
     folder = epath.Path(os.path.expanduser(output_dir)) / name / variant / version
     if folder.exists():
@@ -83,14 +85,18 @@ def corpus(
     runner = runners.choose(pipeline_options, workers, os.fspath(work / "workers.log"))
     from t5x_lite.corpus import pipeline
 
-    for part in ("shards", "spill"):
+    for part in ("shards", "runs", "marks"):
         (work / part).mkdir(parents=True)
     try:
+        place = pipeline.Place(os.fspath(work / "runs"), os.fspath(work / "marks"))
         on_disk = runner.here if group_on_disk is None else group_on_disk
-        layout = pipeline.Layout(
-            shards=os.fspath(work / "shards"), summary=os.fspath(work / "summary.json"),
-            spill=os.fspath(work / "spill") if on_disk else None, per_split=per_split)
-        summary = pipeline.run(files, choice, layout, runner)
+        layout = pipeline.Layout(os.fspath(work / "shards"), os.fspath(work / "summary.json"),
+                                 place if on_disk else None, per_split)
+        with progress.Progress(place.marks, pipeline.steps(len(files))):
+            summary = pipeline.run(files, choice, layout, runner)
+        print(report.as_text(summary["tally"]))
+        if not summary["shards"]:
+            raise UserError("no page was kept: what each rule removed is said above")
 
         # 3. Metadata, report, and into place.
         splits = _name_shards(work / "shards", unfinished, name, summary["shards"])
@@ -107,11 +113,8 @@ def corpus(
         if unfinished.exists():
             unfinished.rmtree()
     seconds = time.monotonic() - started
-    print(report.as_text(summary["tally"]))
     for split, (pages, total) in totals.items():
         print(f"{split}: {pages:,} pages, {total:,} bytes in {len(splits[split])} file(s)")
-    if not splits:
-        _say("corpus: warning: no page was kept")
     _say(f"corpus: {seconds:.1f} s, {size / 2**20 / seconds:.2f} MiB of input a second; {folder / REPORT}")
     return 0
 

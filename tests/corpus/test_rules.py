@@ -225,8 +225,9 @@ def test_domains_with_all_or_some_subdomains():
 
 
 @pytest.mark.parametrize("text, found", [
-    ("that darn cat", True), ("darn", True), ("darn!", True), ("“darn”", True), ("so 2darn3 it", True), ("darn_it", True),
-    ("darned", False), ("adarn", False), ("édarn", False), ("two  words", False), ("of two words.", True),
+    ("that darn cat", True), ("darn", True), ("darn!", True), ("“darn”", True), ("so 2darn3 it", True),
+    ("darn_it", True), ("darned", False), ("adarn", False), ("édarn", False), ("two  words", False),
+    ("of two words.", True),
 ])
 def test_bad_words_stand_between_characters_that_are_no_letters(text, found):
     pattern = rules.bad_word_pattern(["Darn", "two words", " ", "a+b"])

@@ -52,8 +52,8 @@ def documentation(most=40):
         if len(paragraphs) < 20:
             continue
         body = "".join(f"<p>{html.escape(p)}</p>\n" for p in paragraphs)
-        pages.append((f"https://docs.example.org/{path.stem}",
-                      f"<html><head><title>{path.stem}</title><script>var a = {{}};</script></head><body>{body}</body>"))
+        head = f"<head><title>{path.stem}</title><script>var a = {{}};</script></head>"
+        pages.append((f"https://docs.example.org/{path.stem}", f"<html>{head}<body>{body}</body></html>"))
         if len(pages) == most:
             break
     return pages

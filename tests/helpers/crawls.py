@@ -16,7 +16,7 @@ def page(name, *more):
 
 # (address, text, the rule that takes the page)
 PAGES = [
-    ("https://abel.example.com/", page("Abel", "No mark at the end", "Too short.", "See [1] here for more of it."), None),
+    ("https://abel.example.com/", page("Abel", "No mark at the end", "Too short.", "See [1] for more of it."), None),
     ("https://brook.example.com/", page("Brook", "Share this page with all of your friends."), None),
     ("https://crane.example.com/", page("Crane", "Share this page with all of your friends."), None),
     ("https://dover.example.com/", page("Dover", "There is a { on this line."), "curly_bracket"),
@@ -43,5 +43,5 @@ def write_crawl(folder, files=3, documents=6):
     write_warc(folder / "documentation.warc.gz", documentation(documents))
     (folder / "words").write_text("darn\n")
     (folder / "domains.json").write_text(json.dumps({"example.com": ["news", "abel"]}))
-    (folder / "addresses.txt").write_text("http://brook.example.com\nhttps://www.news.example.com/a/\nhttp://other.org\n")
+    (folder / "addresses.txt").write_text("http://brook.example.com\nhttps://www.news.example.com/a/\n\n")
     return f"{folder}/*.gz"

@@ -72,7 +72,7 @@ def test_tokens_are_there_at_any_place_in_the_order_of_the_source(name, folder):
     assert len(records) == len(originals)
     texts = [task.output_features["targets"].vocabulary.decode(r["targets"].tolist()) for r in
              records.__getitems__([5, 0, 5, len(records) - 1])]
-    assert texts == [originals[i]["text"] for i in (5, 0, 5, len(originals) - 1)]
+    assert texts == [originals[i]["text"].decode() for i in (5, 0, 5, len(originals) - 1)]
     assert records[3]["targets"].dtype == np.int32
 
 
@@ -127,7 +127,8 @@ def test_nothing_is_left_behind_by_a_run_that_fails(name, tmp_path, monkeypatch)
 @pytest.mark.slow  # two processes that load TensorFlow
 def test_processes_write_the_same_files(name, folder, tmp_path):
     run(name, tmp_path, processes=2)
-    one, two = ({str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (folder, tmp_path))
+    one, two = ({str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+                for f in (folder, tmp_path))
     assert one == two
     (info,) = [json.loads(content) for file, content in one.items() if file.endswith("info.train.json")]
     assert info["num_shards"] == 3 and info["features"]["targets"] == {"dtype": "int32", "shape": [None]}
