@@ -229,13 +229,13 @@ class SeqioBlocks:
 
     def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
         lengths = dict(self._config.feature_lengths)
+        more = 0
         if self._config.cache_dir is None:
             task = task.replace(source=_Records(records))
         else:
             task, more = seqio_cache.after_cache(task, _Records(records, tokens=True))
-            seed += more
         dataset = task.get_dataset(
-            sequence_length=lengths, split="train", shuffle=False, seed=seed, num_epochs=1, try_in_mem_cache=False
+            sequence_length=lengths, split="train", shuffle=False, seed=seed + more, num_epochs=1, try_in_mem_cache=False
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
         if self._config.shuffle_buffer:

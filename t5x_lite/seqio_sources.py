@@ -93,5 +93,6 @@ def columns(values: Sequence[object], any_length: bool = False):
     if len({array.shape for array in arrays}) == 1 and not (any_length and arrays[0].ndim):
         # Texts as objects: an array of bytes would give every text the room of the longest, and drop zeros at its end.
         return np.array(values, object) if isinstance(values[0], (bytes, str)) else np.stack(arrays)
-    flat = np.concatenate([array for array in arrays if array.size])
+    # Empty ones may be of another dtype, unless all are empty.
+    flat = np.concatenate([array for array in arrays if array.size] or arrays)
     return tf.RaggedTensor.from_row_lengths(flat, [len(array) for array in arrays])

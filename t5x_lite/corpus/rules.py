@@ -155,7 +155,7 @@ def clean(
     for number, line in enumerate(lines):
         if not line:
             continue
-        if any(len(word) > max_word_characters for word in line.split()):
+        if len(line) > max_word_characters and any(len(word) > max_word_characters for word in line.split()):
             removed.append(Removed("long_word", 0, 1, size(line), line))
             continue
         whole, line = line, _CITATION.sub("", line)

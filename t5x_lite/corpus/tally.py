@@ -1,7 +1,7 @@
 """What each rule removed, added up: counts, and some of the texts, the same ones however the work was divided."""
 
-import hashlib
-import heapq
+import bisect
+import zlib
 from collections.abc import Iterable
 
 from t5x_lite.corpus.rules import Removed
@@ -9,8 +9,8 @@ from t5x_lite.corpus.rules import Removed
 SAMPLES = 12  # texts kept of each rule
 SAMPLE_CHARACTERS = 300
 
-# (pages, lines, bytes, [(hash, text)] of the smallest hashes)
-Counts = tuple[int, int, int, list[tuple[bytes, str]]]
+# (pages, lines, bytes, [(hash, text)] of the smallest hashes, in their order)
+Counts = tuple[int, int, int, list[tuple[int, str]]]
 
 
 class Tally:
@@ -23,7 +23,7 @@ class Tally:
         self.count(removed.rule, removed.pages, removed.lines, removed.bytes)
         text = removed.sample[:SAMPLE_CHARACTERS]
         if text:
-            self._keep(self.counts[removed.rule][3], [(_hash(removed.rule, text), text)])
+            self._keep(self.counts[removed.rule][3], [(zlib.crc32(text.encode()), text)])
 
     def count(self, name: str, pages: int, lines: int, size: int) -> None:
         """Pages, lines and bytes under a name."""
@@ -41,15 +41,8 @@ class Tally:
         return [(name, tuple(counts)) for name, counts in self.counts.items()]
 
     @staticmethod
-    def _keep(samples: list[tuple[bytes, str]], others: Iterable[tuple[bytes, str]]) -> None:
-        known = set(samples)
+    def _keep(samples: list[tuple[int, str]], others: Iterable[tuple[int, str]]) -> None:
         for sample in others:
-            if len(samples) < SAMPLES or sample < samples[-1]:
-                if sample not in known:
-                    samples.append(tuple(sample))
-                    known.add(sample)
-                    samples[:] = heapq.nsmallest(SAMPLES, samples)
-
-
-def _hash(rule: str, text: str) -> bytes:
-    return hashlib.md5(f"{rule}\n{text}".encode()).digest()
+            if (len(samples) < SAMPLES or sample < samples[-1]) and sample not in samples:
+                bisect.insort(samples, sample)
+                del samples[SAMPLES:]

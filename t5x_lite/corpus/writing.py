@@ -4,6 +4,7 @@ Shards are written without TensorFlow; the metadata are written once, at the end
 """
 
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
@@ -24,15 +25,18 @@ def write_shard(path: str, pages: Iterable[Page]) -> tuple[int, int]:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     count = total = 0
-    writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
-    try:
-        for page in pages:
-            record = _example(page)
-            writer.write(record)
-            count += 1
-            total += len(record)
-    finally:
-        writer.close()
+    with tempfile.TemporaryDirectory() as own:  # ArrayRecord writes to a disk; the shard may go to gs:// or s3://
+        file = os.path.join(own, "shard")
+        writer = ArrayRecordWriter(file, "group_size:1")
+        try:
+            for page in pages:
+                record = _example(page)
+                writer.write(record)
+                count += 1
+                total += len(record)
+        finally:
+            writer.close()
+        epath.Path(file).copy(path, overwrite=True)
     return count, total
 
 

@@ -1,6 +1,6 @@
 """Which of several equal lines, or of three equal sentences in a row, stays."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5x_lite.corpus import rules
 
@@ -77,6 +77,7 @@ def test_spans_tell_what_they_took():
     assert rest == "D. E." and removed == [rules.Removed("duplicate_span", 0, 1, 9, "A. B. C.")]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("abcd"), st.lists(st.sampled_from(["A.", "B.", "C."]), max_size=12), min_size=1))
 def test_the_first_page_stays_as_it_is_unless_it_repeats_itself(pages):
     pages = {name: " ".join(sentences) for name, sentences in pages.items()}

@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5x_lite.corpus import rules
 from t5x_lite.corpus.rules import Page, Removed, clean
@@ -170,6 +170,7 @@ def test_citations_are_taken_before_words_are_counted():
 # What was removed adds up
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(
     st.sampled_from([*GOOD, "short.", "no mark", "lorem ipsum dolor sit amet.", "{ is a bracket in a line.", "[1]",
                      "x" * 1001 + ".", "we use cookies and javascript here.", " blanks around these five words. ", "",

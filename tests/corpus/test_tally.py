@@ -1,6 +1,6 @@
 """Counts and samples: the same however the work is divided, and shown as what they are."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from t5x_lite.corpus import report
 from t5x_lite.corpus.rules import Removed
@@ -17,6 +17,7 @@ def added(removed):
     return tally
 
 
+@settings(deadline=None)
 @given(st.lists(REMOVED, max_size=40), st.integers(0, 40))
 def test_parts_add_up_to_the_whole(removed, cut):
     whole, parts = added(removed), Tally()
