@@ -235,7 +235,8 @@ class SeqioBlocks:
         else:
             task, more = seqio_cache.after_cache(task, _Records(records, tokens=True))
         dataset = task.get_dataset(
-            sequence_length=lengths, split="train", shuffle=False, seed=seed + more, num_epochs=1, try_in_mem_cache=False
+            sequence_length=lengths, split="train", shuffle=False, seed=seed + more, num_epochs=1,
+            try_in_mem_cache=False,
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
         if self._config.shuffle_buffer:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-# rule -> (what it takes away, in which case)
+# rule -> (what it takes away, in which case; numbers by their names in CorpusRules)
 RULES: dict[str, tuple[str, str]] = {
     "damaged": ("record", "its gzip member or WARC header cannot be read"),
     "truncated": ("record", "its file ends within it"),
@@ -22,25 +22,25 @@ RULES: dict[str, tuple[str, str]] = {
     "no_url": ("page", "no address"),
     "no_date": ("page", "no date"),
     "empty": ("page", "no text"),
-    "long_page": ("page", "longer than 190,000 characters"),
+    "long_page": ("page", "longer than max_page_characters"),
     "not_news": ("page", "its domain is not in the list of news domains"),
     "same_url": ("page", "its address has a newer page"),
     "not_listed": ("page", "its address is not in the list of addresses"),
-    "few_paragraphs": ("page", "fewer than 3 lines of at least 200 characters"),
+    "few_paragraphs": ("page", "fewer than min_paragraphs lines of paragraph_characters"),
     "white_space": ("within lines", "blanks around lines, and blank lines"),
-    "long_word": ("line", "a word of more than 1,000 characters"),
+    "long_word": ("line", "a word of more than max_word_characters"),
     "citation": ("within lines", "[1], [], [edit], [citation needed]"),
     "no_end_mark": ("line", 'not ended by . ? ! or ", or by ...'),
-    "few_words": ("line", "fewer than 5 words"),
+    "few_words": ("line", "fewer than min_words words"),
     "lorem_ipsum": ("page", "a line that is kept so far has “lorem ipsum”"),
     "javascript": ("line", "has “javascript”"),
     "curly_bracket": ("page", "a line that is kept so far has {"),
     "policy": ("line", "has “privacy policy”, “terms of use”, “use cookies” or the like"),
-    "few_sentences": ("page", "fewer than 3 sentences in the lines kept"),
+    "few_sentences": ("page", "fewer than min_sentences sentences in the lines kept"),
     "duplicate_line": ("line", "the same line, in lower case, stands elsewhere"),
-    "duplicate_span": ("sentences", "the same three sentences in a row stand elsewhere"),
-    "few_sentences_left": ("page", "nothing, or fewer than 3 sentences, left after deduplication"),
-    "unsure_language": ("page", "no language is likely enough"),
+    "duplicate_span": ("sentences", "the same span_sentences sentences in a row stand elsewhere"),
+    "few_sentences_left": ("page", "nothing, or fewer than min_sentences, left after deduplication"),
+    "unsure_language": ("page", "no language is as likely as min_probability"),
     "other_language": ("page", "in another language"),
     "bad_word": ("page", "has a word of the list"),
 }

@@ -22,6 +22,10 @@ class Runner(NamedTuple):
         return self.runner is not None
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def choose(flags: str, workers: int | None, log: str) -> Runner:
     """The runner of a pipeline.
 
@@ -34,7 +38,8 @@ def choose(flags: str, workers: int | None, log: str) -> Runner:
       UserError: Beam is not installed, or there are no workers.
     """
     # Beam's remarks on what is not installed, and on each worker that starts, are of no use to the reader.
-    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    logging.getLogger().addFilter(_is_error)  # for what is logged at the root itself
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
