@@ -200,6 +200,7 @@ def test_nothing_is_left_behind_by_a_run_that_fails(crawl, tmp_path, monkeypatch
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+@pytest.mark.slow  # four processes
 def test_the_command_line_names_the_variant_and_what_is_missing(crawl, tmp_path):
     command = [sys.executable, "-P", "-m", "t5x_lite", "corpus", f"--input={crawl}/*.gz", f"--output_dir={tmp_path}"]
 
