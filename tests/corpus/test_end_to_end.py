@@ -1,7 +1,6 @@
 """Crawl files, a corpus, a vocabulary, its tokens cached, and a small model pretrained on it: the README's commands."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 pytest.importorskip("apache_beam", reason="needs the extra `corpus`")
 
 from crawl_files import documentation, write_warc  # noqa: E402
+from processes import one_device  # noqa: E402
 
 pytestmark = pytest.mark.slow  # four commands, each with TensorFlow, JAX or Beam to load
 
@@ -26,7 +26,7 @@ def test_from_a_crawl_to_a_model(tmp_path):
         write_warc(tmp_path / f"{i}.warc.gz", pages[i::3])
     path = f"{tmp_path}/pieces.model"
     vocabulary = ["@SentencePieceVocabulary()", f"--gin.SentencePieceVocabulary.path={path}"]
-    environment = os.environ | {"TFDS_DATA_DIR": f"{tmp_path}/data", "XLA_FLAGS": ""}
+    environment = one_device() | {"TFDS_DATA_DIR": f"{tmp_path}/data"}
 
     def run(*arguments):
         done = subprocess.run([sys.executable, "-P", "-m", "t5x_lite", *arguments], capture_output=True, text=True,
