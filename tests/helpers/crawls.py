@@ -25,7 +25,7 @@ PAGES = [
     ("https://grove.example.com/", "\n".join([GOOD[0].format("Grove"), "Too short.", "No mark here at all"]),
      "few_sentences"),
     ("https://hill.example.com/", page("Hill") + "\n" + "x" * 190_000, "long_page"),
-    ("https://ross.example.com/", page("Abel"), "few_sentences_left"),
+    ("https://ross.example.com/", page("Abel", "This line is the only one of its own."), "few_sentences_left"),
     ("https://kent.example.com/", "\n".join(GERMAN), "other_language"),
     ("https://news.example.com/a/", page("Lynn"), None),
     ("http://www.news.example.com/a?utm_source=mail", page("Lynn", "This is the older one of two pages."), "same_url"),
