@@ -22,20 +22,20 @@ def name(tmp_path_factory):
 
 def test_pieces_of_the_texts(name, tmp_path, capsys):
     path = tmp_path / "deep" / "pieces.model"
-    assert vocabulary(name, str(path), size=60, text_files=OPTIONS) == 0
-    assert f"{path}: 60 pieces, of " in capsys.readouterr().err
+    assert vocabulary(name, str(path), size=33, text_files=OPTIONS) == 0
+    assert f"{path}: 33 pieces, of " in capsys.readouterr().err
     made = SentencePieceVocabulary.from_path(path)
-    assert made.vocab_size == 160 and made.extra_ids == 100
-    pieces = [made.processor.id_to_piece(i) for i in range(60)]
-    assert pieces[:3] == ["<pad>", "</s>", "<unk>"] and "▁giants" in pieces
+    assert made.vocab_size == 133 and made.extra_ids == 100
+    pieces = [made.processor.id_to_piece(i) for i in range(33)]
+    assert pieces[:3] == ["<pad>", "</s>", "<unk>"] and "▁" in pieces
     assert made.decode(made.encode("seven giants lived beyond the hills.")) == "seven giants lived beyond the hills."
-    vocabulary(name, str(tmp_path / "again.model"), size=60, text_files=OPTIONS)
+    vocabulary(name, str(tmp_path / "again.model"), size=33, text_files=OPTIONS)
     assert (tmp_path / "again.model").read_bytes() == path.read_bytes()
     assert [p.name for p in path.parent.iterdir()] == ["pieces.model"]
 
 
 def test_only_so_many_characters_are_read(name, tmp_path, capsys):
-    vocabulary(name, str(tmp_path / "pieces.model"), size=40, characters=500, text_files=OPTIONS)
+    vocabulary(name, str(tmp_path / "pieces.model"), size=30, characters=500, text_files=OPTIONS)
     said = capsys.readouterr().err
     assert 500 <= int(said.split(" characters")[0].split()[-1].replace(",", "")) < 700
 
