@@ -4,8 +4,10 @@ import filecmp
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -140,6 +142,28 @@ def test_more_workers_and_more_files_make_the_same_corpus(crawl, english, tmp_pa
     again = build(other, tmp_path / "three", shards=2)
     assert {split: [dict(r) for r in found] for split, found in records(again).items()} == \
         {split: [dict(r) for r in found] for split, found in records(english).items()}
+
+
+@pytest.mark.slow  # a job service, with Beam to load once more
+def test_another_runner_makes_the_same_corpus(crawl, english, tmp_path):
+    """By the protocol through which Flink and Spark are reached."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    service = subprocess.Popen(
+        [sys.executable, "-P", "-m", "apache_beam.runners.portability.local_job_service_main", f"--port={port}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as asking:
+                if asking.connect_ex(("localhost", port)) == 0:
+                    break
+            time.sleep(0.5)
+        flags = f"--runner=PortableRunner --job_endpoint=localhost:{port} --environment_type=LOOPBACK"
+        same_files(english, build(crawl, tmp_path, shards=2, pipeline_options=flags))
+    finally:
+        service.terminate()
+        service.wait()
 
 
 def test_spans_rather_than_lines(crawl, tmp_path):
