@@ -29,9 +29,10 @@ from t5x_lite.errors import Preempted, UserError, first_line
 class Job:
     """A gin configurable that the command line calls, and what `--help` says about it.
 
-    `flags` are short forms: the flag's name, what is bound to its text, a line of help. `unneeded` are macros that gin
-    files refer to, but not what this job reads of them. `processes`: whether several can share it. `words` is what is
-    bound to the words without a flag, and what they are called; other jobs take none.
+    `flags` are short forms: the flag's name, what is bound to its text, a line of help; `file_flags` those that name a
+    gin file: the flag's name, the file with {} for the text, a line of help. `unneeded` are macros that gin files refer
+    to, but not what this job reads of them. `processes`: whether several can share it. `words` is what is bound to the
+    words without a flag, and what they are called; other jobs take none.
     """
 
     module: str
@@ -42,6 +43,12 @@ class Job:
     unneeded: tuple[str, ...] = ()
     processes: bool = False
     words: tuple[str, str] | None = None
+    file_flags: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def short_forms(self) -> Mapping[str, str]:
+        """{flag: a line of help} of both kinds."""
+        return {flag: text for flag, (_, text) in (self.file_flags | self.flags).items()}
 
 
 _MODEL_DIR = {"model_dir": ("MODEL_DIR", "short for --gin.MODEL_DIR")}
@@ -106,6 +113,37 @@ JOBS = {
             "from": ("convert.source", "a checkpoint of this project, Hugging Face, T5X or Mesh TensorFlow"),
             "to": ("convert.target", "the folder to make"),
             "format": ("convert.format", "t5x_lite (the default), hugging_face, t5x or stablehlo"),
+        },
+    ),
+    "corpus": Job(
+        "t5x_lite.jobs.corpus", "corpus", "clean web crawls (WET or WARC files) into a data set such as C4",
+        "t5x-lite corpus --input='crawl/*.warc.wet.gz' --variant=en --output_dir=/tmp/t5x_lite/data \\\n"
+        "    --gin.BAD_WORDS=words/en",
+        {
+            "input": ("corpus.input", "the crawl's files: paths or globs, apart by commas"),
+            "output_dir": ("corpus.output_dir", "the folder of data sets, to be named by TFDS_DATA_DIR afterwards"),
+            "pipeline_options": ("corpus.pipeline_options", "flags for Beam: --runner=DataflowRunner …"),
+        },
+        file_flags={
+            "variant": ("corpus/{}.gin",
+                        "en, en.noclean, realnewslike, webtextlike or multilingual: a file of gin/corpus"),
+        },
+    ),
+    "vocabulary": Job(
+        "t5x_lite.jobs.vocabulary", "vocabulary", "train a SentencePiece vocabulary on a task's texts",
+        "t5x-lite vocabulary --task=c4_v020_unsupervised --output=/tmp/t5x_lite/sentencepiece.model \\\n"
+        "    --gin.vocabulary.size=32000",
+        {
+            "task": ("vocabulary.task", "a task, as MIXTURE_OR_TASK_NAME; its texts are read as they are"),
+            "output": ("vocabulary.output", "the file to write"),
+        },
+    ),
+    "cache": Job(
+        "t5x_lite.jobs.cache", "cache", "tokenize a task once, for runs with SeqioSource.cache_dir",
+        "t5x-lite cache --task=pydocs_span_corruption --output_dir=/tmp/t5x_lite/cache",
+        {
+            "task": ("cache.task", "a task or mixture, as MIXTURE_OR_TASK_NAME"),
+            "output_dir": ("cache.output_dir", "the folder of caches"),
         },
     ),
 }
@@ -310,10 +348,12 @@ def parse_flags(argv: Sequence[str]) -> Options:
             options.place[name] = value
         elif name.startswith("gin."):
             options.bindings.append(configuration.Binding(name.removeprefix("gin."), value, f"--{name}"))
+        elif not value:
+            raise UserError(f"--{name} has no value: write --{name}=VALUE")
+        elif name in JOBS[options.job].file_flags:
+            options.gin_files.append(JOBS[options.job].file_flags[name][0].format(value))
         else:
             target, _ = JOBS[options.job].flags[name]
-            if not value:
-                raise UserError(f"--{name} has no value: write --{name}=VALUE")
             # Always text, so it is quoted: --model_dir=2024 is a folder and not a number.
             options.bindings.append(configuration.Binding(target, repr(os.path.expanduser(value)), f"--{name}"))
     if options.words:
@@ -322,8 +362,8 @@ def parse_flags(argv: Sequence[str]) -> Options:
     return options
 
 
-def _short_forms(options: Options) -> Mapping[str, tuple[str, str]]:
-    return JOBS[options.job].flags if options.job else {}
+def _short_forms(options: Options) -> Mapping[str, str]:
+    return JOBS[options.job].short_forms if options.job else {}
 
 
 def _job_name(name: str) -> str:
@@ -335,14 +375,15 @@ def _job_name(name: str) -> str:
 
 
 def _unknown_flag(name: str, job: str) -> str:
-    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *_NUMBERS, *processes.FLAGS, *(JOBS[job].flags if job else ())]
+    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *_NUMBERS, *processes.FLAGS,
+             *(JOBS[job].short_forms if job else ())]
     near = difflib.get_close_matches(name.replace("-", "_"), flags, n=1, cutoff=0.6)
     if near:
         hint = f"did you mean --{near[0]}?"
-    elif not job and any(name in j.flags for j in JOBS.values()):
+    elif not job and any(name in j.short_forms for j in JOBS.values()):
         hint = "name the job first: t5x-lite JOB --flag=value"
-    elif job and any(name in j.flags for j in JOBS.values()):
-        hint = f"{job} takes {', '.join('--' + flag for flag in JOBS[job].flags)}"
+    elif job and any(name in j.short_forms for j in JOBS.values()):
+        hint = f"{job} takes {', '.join('--' + flag for flag in JOBS[job].short_forms)}"
     elif name.upper() in configuration.MACROS:
         hint = f"did you mean --gin.{name.upper()}?"
     else:
@@ -357,7 +398,7 @@ def _unknown_flag(name: str, job: str) -> str:
 
 def general_help() -> str:
     """Return the text of `t5x-lite --help`."""
-    jobs = "\n".join(f"  {name:<8}{job.help}" for name, job in JOBS.items())
+    jobs = "\n".join(f"  {name:<12}{job.help}" for name, job in JOBS.items())
     return textwrap.dedent("""\
         usage: t5x-lite JOB [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--dry_run] [--verbose]
 
@@ -378,7 +419,7 @@ def job_help(name: str) -> str:
         ("--gin.NAME=VALUE", "set a macro (--gin.BATCH_SIZE=32) or a parameter (--gin.T5Config.remat=full); it beats "
                              "every file"),
         ("--gin_search_paths=A,B", "more folders in which gin files are looked up"),
-        *((f"--{flag}=TEXT", text) for flag, (_, text) in job.flags.items()),
+        *((f"--{flag}=TEXT", text) for flag, text in job.short_forms.items()),
         ("--dry_run", "check everything, say what would be done, do nothing"),
         *([("--allow_config_change", "go on in MODEL_DIR although the model, the data or the seed is another"),
            ("--show_batches=N", "with --dry_run: the texts of N batches, with their weights and where they come from"),

@@ -45,6 +45,11 @@ MACROS: dict[str, tuple[str, str]] = {
     "DROPOUT_RATE": ("dropout: 0.0 for pretraining T5 1.1, 0.1 for T5 1.0 and for finetuning", "0.1"),
     "INITIAL_CHECKPOINT_PATH": ("the checkpoint that finetuning starts from", "/tmp/t5x_lite/pretrained"),
     "RANDOM_SEED": ("one integer from which every random choice follows", "0"),
+    "BAD_WORDS": ("a list of words whose pages a corpus leaves out, one a line (several languages: a folder of such "
+                  "files, named en, fr, …); None for no such rule", "words/en"),
+    "NEWS_DOMAINS": ("a JSON file {domain: [subdomains] or true} of the news that a corpus keeps, as Grover's",
+                     "domain_to_allowed_subdomains.json"),
+    "URL_LIST": ("files of the addresses that a corpus keeps, one a line, as OpenWebText's", "openwebtext/*.txt"),
     "MESH": ("devices along each axis; -1 takes the rest", '{"data": -1, "fsdp": 1, "tensor": 1}'),
 }
 

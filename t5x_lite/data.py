@@ -100,6 +100,7 @@ class SeqioSource:
       vocabulary: used by every feature instead of the task's own (`@ByteVocabulary()`).
       text_files: options of the files that `mixture_or_task_name` names.
       named_files: files with options of their own, by the name that they have in `mixture_or_task_name`.
+      cache_dir: where `t5x-lite cache` wrote the tasks on this vocabulary: their tokens are read, and not their data.
     """
 
     mixture_or_task_name: str | Mapping[str, float]
@@ -115,6 +116,7 @@ class SeqioSource:
     vocabulary: Any | None = None
     text_files: TextFiles | None = None
     named_files: Mapping[str, TextFiles] = dataclasses.field(default_factory=dict)
+    cache_dir: str | None = None
 
     def open(self, architecture: str = "encoder_decoder", fallback_vocabulary: FallbackVocabulary = None) -> Blocks:
         """Rows as `T5Config.architecture` takes them.

@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from t5x_lite import seqio_sources  # noqa: E402
+from t5x_lite import seqio_cache, seqio_sources  # noqa: E402
 from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.seqio_names import check_lengths, check_named, find, vocabulary_of  # noqa: E402
@@ -87,9 +87,9 @@ def converter_class(inputs: bool, architecture: str) -> type[seqio.FeatureConver
 class _Records(seqio.DataSource):
     """A fixed list of records in place of a task's own source."""
 
-    def __init__(self, records: Sequence[Mapping[str, object]]):
+    def __init__(self, records: Sequence[Mapping[str, object]], tokens: bool = False):
         super().__init__(splits=("train",))
-        self._columns = seqio_sources.columns(records)
+        self._columns = seqio_sources.columns(records, any_length=tokens)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -120,11 +120,15 @@ class SeqioBlocks:
 
     def __init__(self, config, architecture: str = "encoder_decoder", fallback_vocabulary=None):
         self._config = config
+        if config.cache_dir is not None:
+            seqio.add_global_cache_dirs([config.cache_dir])  # for rates, and so that the data need not be here
         self._provider = find(config, fallback_vocabulary)
         self._tasks = seqio_sources.tasks_with_split(self._provider, config.split)
         check_lengths(self._provider, config.feature_lengths)
         mixture = isinstance(self._provider, seqio.Mixture)
-        self._records = [_open_records(task, config.split) for task in self._tasks]
+        self._records = [
+            _open_records(task, config.split) if config.cache_dir is None else
+            seqio_cache.open_cached(config.cache_dir, task, config.split) for task in self._tasks]
         self.seekable = all(records is not None for records in self._records)
         if not self.seekable:
             print(f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
@@ -225,8 +229,14 @@ class SeqioBlocks:
 
     def _examples(self, task: seqio.Task, records, seed: int) -> tf.data.Dataset:
         lengths = dict(self._config.feature_lengths)
-        dataset = task.replace(source=_Records(records)).get_dataset(
-            sequence_length=lengths, split="train", shuffle=False, seed=seed, num_epochs=1, try_in_mem_cache=False
+        more = 0
+        if self._config.cache_dir is None:
+            task = task.replace(source=_Records(records))
+        else:
+            task, more = seqio_cache.after_cache(task, _Records(records, tokens=True))
+        dataset = task.get_dataset(
+            sequence_length=lengths, split="train", shuffle=False, seed=seed + more, num_epochs=1,
+            try_in_mem_cache=False,
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
         if self._config.shuffle_buffer:

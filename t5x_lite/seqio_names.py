@@ -38,6 +38,17 @@ class Names(Protocol):
     named_files: Mapping[str, TextFiles]
 
 
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Names by themselves, for what reads a task and is neither."""
+
+    mixture_or_task_name: str | Mapping[str, float]
+    task_modules: Iterable[str]
+    vocabulary: Any
+    text_files: TextFiles | None
+    named_files: Mapping[str, TextFiles]
+
+
 # (files, the task's name, vocabulary) -> a task. Set by a task module, which knows objectives and metrics.
 _make_text_task: Callable[[TextFiles, str, seqio.Vocabulary], seqio.Task] | None = None
 

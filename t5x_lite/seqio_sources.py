@@ -80,17 +80,19 @@ def plain_name(name: str) -> str:
     return name.split("#")[0]
 
 
-def columns(values: Sequence[object]):
+def columns(values: Sequence[object], any_length: bool = False):
     """Records as what `tf.data.Dataset.from_tensor_slices` takes apart again.
 
     Args:
       values: scalars, arrays [n] of any lengths, or dicts of such, all of one kind.
+      any_length: arrays shall not look as if they had one length, though they have, as those of tokens do not.
     """
     if isinstance(values[0], Mapping):
-        return {name: columns([value[name] for value in values]) for name in values[0]}
+        return {name: columns([value[name] for value in values], any_length) for name in values[0]}
     arrays = [np.asarray(value) for value in values]
-    if len({array.shape for array in arrays}) == 1:
+    if len({array.shape for array in arrays}) == 1 and not (any_length and arrays[0].ndim):
         # Texts as objects: an array of bytes would give every text the room of the longest, and drop zeros at its end.
         return np.array(values, object) if isinstance(values[0], (bytes, str)) else np.stack(arrays)
-    flat = np.concatenate([array for array in arrays if array.size])
+    # Empty ones may be of another dtype, unless all are empty.
+    flat = np.concatenate([array for array in arrays if array.size] or arrays)
     return tf.RaggedTensor.from_row_lengths(flat, [len(array) for array in arrays])

@@ -19,7 +19,8 @@ FOLDERS = {"t5x_lite": "t5x_lite", "tasks": "t5x_lite/tasks", "gin": "t5x_lite/g
 HEAVY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "torch", "transformers")
 # The doors to TensorFlow. Everything else must work, and start quickly, where it is not installed.
 NEEDS_TENSORFLOW = {
-    f"t5x_lite.seqio_{part}" for part in ("blocks", "evaluation", "names", "packing", "sources")}
+    f"t5x_lite.seqio_{part}" for part in ("blocks", "cache", "evaluation", "names", "packing", "sources")}
+NEEDS_BEAM = {f"t5x_lite.corpus.{part}" for part in ("pipeline", "shuffle")}
 
 
 def run(*arguments, cwd, check=True, **environment):
@@ -65,10 +66,10 @@ def run_unpacked(unpacked, tmp_path, code):
 
 
 def modules_of_the_core():
-    """The importable modules of t5x_lite/ but for the doors to TensorFlow."""
+    """The importable modules of t5x_lite/ but for the doors to TensorFlow and Beam."""
     files = sorted((ROOT / "t5x_lite").rglob("*.py"))
     names = [".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for f in files]
-    return [name for name in names if name not in NEEDS_TENSORFLOW and not name.endswith("__main__")]
+    return [name for name in names if name not in NEEDS_TENSORFLOW | NEEDS_BEAM and not name.endswith("__main__")]
 
 
 def test_wheel_holds_the_whole_tree(wheel):
@@ -168,11 +169,12 @@ def test_wheel_reads_ones_own_data_in_an_empty_folder(unpacked, tmp_path):
 
 
 def requirements():
-    """Every requirement in setup.cfg, the extras' and the build's included, as (extra, Requirement)."""
+    """Every requirement in setup.cfg on another package, the extras' and the build's included: (extra, Requirement)."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lists = {"": config["options"]["install_requires"], **config["options.extras_require"]}
-    return [(extra, Requirement(line)) for extra, text in lists.items() for line in text.split("\n") if line.strip()]
+    found = [(extra, Requirement(line)) for extra, text in lists.items() for line in text.split("\n") if line.strip()]
+    return [(extra, wanted) for extra, wanted in found if wanted.name != config["metadata"]["name"]]
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
