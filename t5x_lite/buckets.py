@@ -89,6 +89,21 @@ def glob(pattern: str) -> list[str]:
     return sorted(map(str, epath.Path(folder).glob(pattern[len(folder) + 1 :])))
 
 
+def rename(folder, target) -> None:
+    """Gives a folder another name; of objects, one copy after the other, before the first one goes."""
+    if not is_remote(folder):
+        folder.rename(target)
+        return
+    from fsspec.core import url_to_fs
+
+    filesystem, old = url_to_fs(os.fspath(folder))
+    new = url_to_fs(os.fspath(target))[1]
+    names = filesystem.find(old)  # s3fs' own renaming wants objects where there are but parts of names
+    for name in names:
+        filesystem.cp_file(name, new + name.removeprefix(old))
+    filesystem.rm(names)
+
+
 def version(path: str) -> str:
     """What an object's name and content are known by: another text for other content."""
     from fsspec.core import url_to_fs

@@ -267,7 +267,7 @@ class Checkpointer:
             names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
             name = next(name for name in names if name not in taken)
             try:
-                (self.folder / str(step)).rename(self.folder / name)
+                buckets.rename(self.folder / str(step), self.folder / name)
             except OSError as e:
                 raise UserError(f"{self.folder / str(step)} is damaged and cannot be renamed to {name} "
                                 f"({first_line(e)}): give access to it, or take it away") from e
