@@ -96,7 +96,7 @@ class Checkpointer:
         Elsewhere they do it only to tell together that a save is over, which one that failed could not tell then.
         """
         del timeout_ms
-        if key.startswith(("async_write_complete", "async_commit_complete")):
+        if "async_write_complete" in key or "async_commit_complete" in key:  # behind a prefix, which may be empty
             together.combined(f"saved {key}", "{}", lambda said: "{}", self._turn)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
