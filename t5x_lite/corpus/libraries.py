@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from etils import epath
 
 from t5x_lite.corpus import rules
+from t5x_lite.corpus.cld3 import Cld3
 from t5x_lite.errors import UserError, first_line
 
 IDENTIFIERS = ("langdetect", "cld3")
@@ -126,15 +127,14 @@ def _langdetect_factory():
 
 
 def _cld3(text: str) -> tuple[str, float]:
-    found = _cld3_identifier().FindLanguage(text)
-    return (found.language, found.probability) if found.is_reliable else (rules.UNKNOWN_LANGUAGE, 0.0)
+    language, probability, reliable = _cld3_process(os.getpid()).find(text)
+    return (language, probability) if reliable else (rules.UNKNOWN_LANGUAGE, 0.0)
 
 
 @functools.cache
-def _cld3_identifier():
-    import gcld3
-
-    return gcld3.NNetLanguageIdentifier(min_num_bytes=100, max_num_bytes=10000)
+def _cld3_process(pid: int) -> Cld3:
+    del pid  # a forked process must not read the answers to its parent
+    return Cld3()
 
 
 # Domains and addresses -----------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """Sentences, languages, domains and lists of words, as the rules get them."""
 
+import importlib.util
 import json
 import re
 
 import pytest
 
-from t5x_lite.corpus import libraries
+from t5x_lite.corpus import cld3, libraries
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.errors import UserError
 
@@ -13,6 +14,11 @@ ENGLISH = ("The house stands at the end of the road, and nobody has lived in it 
            "Some say that a sailor built it for his wife, who never came to see the place.")
 GERMAN = ("Das Haus steht am Ende der Straße, und niemand hat darin gewohnt, solange sich jemand erinnern kann. "
           "Manche sagen, ein Seemann habe es für seine Frau gebaut, die den Ort nie gesehen hat.")
+
+
+def need(module):
+    if importlib.util.find_spec(module) is None:
+        pytest.skip("needs the extra `corpus`")
 
 
 @pytest.mark.parametrize("text, sentences", [
@@ -49,13 +55,29 @@ def test_a_punkt_model_of_ones_own(tmp_path):
 
 @pytest.mark.parametrize("identifier, module", [("langdetect", "langdetect"), ("cld3", "gcld3")])
 def test_languages(identifier, module):
-    pytest.importorskip(module, reason="needs the extra `corpus`")
+    need(module)
     languages = libraries.Languages(identifier)
     for text, code in ((ENGLISH, "en"), (GERMAN, "de")):
         found = [languages.identify(text) for _ in range(3)]
         assert found[0][0] == code and found[0][1] > 0.95
         assert len(set(found)) == 1
     assert languages.identify("12 34 -- !") == ("und", 0.0)
+
+
+def test_cld3_lives_beside_tensorflow():
+    """In one process it would end it."""
+    need("gcld3")
+    import tensorflow as tf
+
+    assert libraries.Languages("cld3").identify(GERMAN)[0] == "de" and tf.constant(1).numpy() == 1
+
+
+def test_a_dead_process_of_cld3_is_told():
+    need("gcld3")
+    one = cld3.Cld3()
+    one._process.kill()
+    with pytest.raises(RuntimeError, match="the process of CLD3 has ended with -9"):
+        one.find(GERMAN)
 
 
 def test_langdetect_is_seeded_and_leaves_its_users_alone():
