@@ -238,7 +238,7 @@ def run_job(options: Options) -> int:
     parsed = configuration.parse(
         options.gin_files, options.bindings, options.search_paths, root=f"t5x_lite.{job.function}",
         flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()}, unneeded=job.unneeded)
-    buckets.check(configuration.bound_values())
+    buckets.check(configuration.values_in_force())
     if parsed.files:
         # Not to stdout, which may be a job's output.
         print("gin files:", file=sys.stderr)

@@ -149,8 +149,8 @@ def check_all_read() -> None:
     raise UserError("; ".join(parts) + "; correct the name, or remove the binding")
 
 
-def bound_values() -> list[Any]:
-    """The values in force, references in them unresolved."""
+def values_in_force() -> list[Any]:
+    """Of all bindings; references in them are unresolved."""
     return [statement.value for statement in _live_statements().values()]
 
 

@@ -77,7 +77,8 @@ def test_wheel_holds_the_whole_tree(wheel):
         f"{inside}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, inside in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        # What came out of the study is there to be read.
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".md", ".png")
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == files
