@@ -6,7 +6,8 @@
                         and checksums of all of the above (see checksums.py)
 
 A checkpoint is complete or absent: Orbax writes it under another name and renames it when everything is there; in an
-object store, which cannot rename, it puts an object that says so there as the last one. What is damaged later is found out by the checksums, which are verified whenever arrays are read.
+object store, which cannot rename, it puts an object that says so there as the last one. What is damaged later is found
+out by the checksums, which are verified whenever arrays are read.
 
 A checkpoint of a run that trains few parameters may hold only those. Its meta then has `base`: where the checkpoint
 lies that has the others, and their fingerprint, so that another base is not taken for it.

@@ -429,7 +429,8 @@ def job_help(name: str) -> str:
           if name == "plan" else []),
         ("--verbose", "show the trace of an error in the configuration too"),
         *((f"--{flag}={form}", f"of a job in several processes: {text}, or {variable}; not needed under SLURM, Open "
-           "MPI, Kubernetes and on TPU pods") for flag, (form, text, variable) in processes.FLAGS.items() if job.processes),
+           "MPI, Kubernetes and on TPU pods")
+          for flag, (form, text, variable) in processes.FLAGS.items() if job.processes),
     ]
     example = ["  " + line for line in job.example.splitlines()]
     lines = [f"t5x-lite {name}: {job.help}", "", "for example:", *example, "", "flags:"]

@@ -14,9 +14,10 @@ import time
 def train_flops_per_example(config, s: int, t: int) -> float:
     """FLOPs of one forward and backward pass over one example.
 
-    In an encoder-decoder a token meets the encoder or the decoder, never both, hence about 3·N·(s+t) in all and not the 6·N·(s+t) of a
-    decoder-only model; in a language model, each of the s + t tokens meets every weight. Only matrix products are counted (2 FLOPs a multiply-add); norms, softmax and activations are
-    left out as usual. Positions are dense: padding costs as much as text and is counted.
+    In an encoder-decoder a token meets the encoder or the decoder, never both, hence about 3·N·(s+t) in all and not the
+    6·N·(s+t) of a decoder-only model; in a language model, each of the s + t tokens meets every weight. Only matrix
+    products are counted (2 FLOPs a multiply-add); norms, softmax and activations are left out as usual. Positions are
+    dense: padding costs as much as text and is counted.
 
     Args:
       config: a T5Config (read: emb_dim, num_heads, head_dim, mlp_dim, mlp_activations, num_encoder_layers,
