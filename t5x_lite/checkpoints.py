@@ -163,7 +163,7 @@ class Checkpointer:
             probe = self.folder / f".probe-{jax.process_index()}"
             probe.write_text("whether this process can write here")
             probe.unlink()
-        except OSError as e:
+        except Exception as e:  # of whatever kind: clients of object stores have their own, and the others wait here
             problem = e
         together.agree("writable", problem, OSError)
 

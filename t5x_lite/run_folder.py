@@ -81,6 +81,23 @@ def write_whole(path: epath.Path, text: str) -> None:
     beside.replace(path)
 
 
+@contextlib.contextmanager
+def made_beside(folder: epath.Path) -> Iterator[epath.Path]:
+    """A name for a folder to make, which is given `folder`'s when all is well, and is removed else.
+
+    `folder` must not be there, or be empty.
+    """
+    unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
+    try:
+        yield unfinished
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    finally:
+        if unfinished.exists():
+            unfinished.rmtree()
+
+
 def meaning(model, data, **others) -> dict[str, str]:
     """What must stay as it is for a run that goes on to be the same run, by binding.
 

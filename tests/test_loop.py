@@ -3,7 +3,6 @@
 import itertools
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

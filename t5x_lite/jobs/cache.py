@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-from etils import epath
 
-from t5x_lite import configuration
+from t5x_lite import configuration, run_folder
 from t5x_lite.errors import UserError
 from t5x_lite.text_files import TextFiles
 
@@ -77,9 +76,8 @@ def cache(
 
     # 2. Shard by shard, beside the place; then into it.
     for each, folder, counts in todo:
-        unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
-        unfinished.mkdir(parents=True)
-        try:
+        with run_folder.made_beside(folder) as unfinished:
+            unfinished.mkdir(parents=True)
             for split, count in counts.items():
                 work = [(names, each.name, split, os.fspath(unfinished), shard, count, seed) for shard in range(count)]
                 total = each.source.num_input_examples(split)
@@ -87,10 +85,6 @@ def cache(
                 stats = seqio_cache.finish_split(os.fspath(unfinished), split, count, parts)
                 _say(f"cache: {split}: " + ", ".join(f"{name} {value:,}" for name, value in stats.items()))
             (unfinished / "COMPLETED").touch()
-            unfinished.rename(folder)
-        finally:
-            if unfinished.exists():
-                unfinished.rmtree()
         _say(f"cache: {folder}")
     return 0
 

@@ -5,14 +5,13 @@
 
 import dataclasses
 import math
-import os
 import sys
 import time
 
 import gin
 from etils import epath
 
-from t5x_lite import buckets, configuration, decoding, vocabularies
+from t5x_lite import buckets, configuration, decoding, run_folder, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats, hugging_face_folder, native, t5x
 from t5x_lite.interop import weights as w
@@ -110,8 +109,7 @@ def convert(
         return 0
 
     # 3. Beside the target, then into its place.
-    unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
-    try:
+    with run_folder.made_beside(folder) as unfinished:
         if format == "t5x_lite":
             native.write(unfinished, weights)
         elif format == "hugging_face":
@@ -123,12 +121,6 @@ def convert(
 
             stablehlo.write(unfinished, weights, input_length=input_length, target_length=target_length,
                             decoder=decoder)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
-    finally:
-        if unfinished.exists():
-            unfinished.rmtree()
     _say(f"convert: wrote {target} ({format}, {weights.config.param_dtype}) in {time.monotonic() - started:.1f} s")
     return 0
 

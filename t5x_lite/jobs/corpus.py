@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import gin
 from etils import epath
 
-from t5x_lite import configuration
+from t5x_lite import configuration, run_folder
 from t5x_lite.corpus import libraries, progress, report, runners, writing
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.errors import UserError
@@ -80,14 +80,13 @@ def corpus(
 
     # 2. Pages into shards.
     started = time.monotonic()
-    unfinished = folder.parent / f".{folder.name}.unfinished-{os.getpid()}"
-    work = unfinished / "work"
-    runner = runners.choose(pipeline_options, workers, os.fspath(work / "workers.log"))
-    from t5x_lite.corpus import pipeline
+    with run_folder.made_beside(folder) as unfinished:
+        work = unfinished / "work"
+        runner = runners.choose(pipeline_options, workers, os.fspath(work / "workers.log"))
+        from t5x_lite.corpus import pipeline
 
-    for part in ("shards", "runs", "marks"):
-        (work / part).mkdir(parents=True)
-    try:
+        for part in ("shards", "runs", "marks"):
+            (work / part).mkdir(parents=True)
         place = pipeline.Place(os.fspath(work / "runs"), os.fspath(work / "marks"))
         on_disk = runner.here if group_on_disk is None else group_on_disk
         layout = pipeline.Layout(os.fspath(work / "shards"), os.fspath(work / "summary.json"),
@@ -108,10 +107,6 @@ def corpus(
         (unfinished / REPORT).write_text(
             report.as_html(f"{name}/{variant}:{version}", about, summary["tally"], totals))
         work.rmtree()
-        unfinished.rename(folder)
-    finally:
-        if unfinished.exists():
-            unfinished.rmtree()
     seconds = time.monotonic() - started
     for split, (pages, total) in totals.items():
         print(f"{split}: {pages:,} pages, {total:,} bytes in {len(splits[split])} file(s)")

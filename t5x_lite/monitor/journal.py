@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-import os
 import time
 
 from etils import epath
 
+from t5x_lite import buckets
 from t5x_lite.run_folder import write_whole
 
 JOURNAL_FILE = "journal.jsonl"
@@ -30,9 +30,9 @@ class Journal:
         if not self._enabled:
             return
         line = json.dumps({"time": round(time.time(), 3), "text": text}, ensure_ascii=False) + "\n"
-        with contextlib.suppress(OSError):
+        with buckets.survived():
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if "://" not in os.fspath(self._path):
+            if not buckets.is_remote(self._path):
                 with self._path.open("a") as file:
                     file.write(line)
             else:  # objects cannot be appended to

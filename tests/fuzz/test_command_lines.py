@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 
 import gin
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from fuzzing import cases, check
 from hypothesis import strategies as st
 
-from t5x_lite import cli, configuration, gin_files
+from t5x_lite import cli, configuration
 
 MODEL = dict(emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=64, num_encoder_layers=1, num_decoder_layers=1)
 # Command lines that are right; all stop before anything is trained or written.

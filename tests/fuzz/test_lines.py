@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from fuzzing import cases, check
 from hypothesis import strategies as st
 from infer_runs import INFER

@@ -55,6 +55,17 @@ def save(model_dir, model, params, vocabulary):
     return str(model_dir)
 
 
+@pytest.fixture(scope="session")
+def tiny():
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tiny, tmp_path_factory):
+    model, params, vocabulary = tiny
+    return save(tmp_path_factory.mktemp("model"), model, params, vocabulary)
+
+
 def write(path, lines, end="\n"):
     path.write_bytes("".join(line + end for line in lines).encode("utf-8"))
     return str(path)
