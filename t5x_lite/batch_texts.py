@@ -51,8 +51,10 @@ def show(
             index = i * num_streams // batch_size
             (row,) = streams[index].take(1)
             k, after = streams[index].position
-            yield (f"step {step}, row {i}: stream {index}, row {after - 1} of its block {k}\n"
-                   + "\n".join(_segments(row, blocks.vocabulary, origins.of(index, k))))
+            yield (
+                f"step {step}, row {i}: stream {index}, row {after - 1} of its block {k}\n"
+                + "\n".join(_segments(row, blocks.vocabulary, origins.of(index, k)))
+            )
 
 
 def _segments(row: Row, vocabulary, origins) -> Iterator[str]:

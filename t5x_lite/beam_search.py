@@ -77,9 +77,18 @@ class HuggingFaceRule:
 RULES = {"t5x": T5XRule, "huggingface": HuggingFaceRule}
 
 
-def beam_search(model, params, encoder_input_tokens: jax.Array, max_length: int, eos_id: int = 1, *,
-                num_beams: int = 4, length_penalty: float = 0.6, rule: str = "t5x",
-                decoder_prefix: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def beam_search(
+    model,
+    params,
+    encoder_input_tokens: jax.Array,
+    max_length: int,
+    eos_id: int = 1,
+    *,
+    num_beams: int = 4,
+    length_penalty: float = 0.6,
+    rule: str = "t5x",
+    decoder_prefix: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """The k best continuations that beam search finds for each row, best first.
 
     T5X returns the same beams worst first. A row of nothing but padding is a filler: zeros.

@@ -148,5 +148,10 @@ def s3_kvstore(path: str) -> dict[str, Any]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint and not region:
         region = "us-east-1"  # tensorstore would ask AWS
-    return {"driver": "s3", "bucket": bucket, "path": key,
-            **({"aws_region": region} if region else {}), **({"endpoint": endpoint} if endpoint else {})}
+    return {
+        "driver": "s3",
+        "bucket": bucket,
+        "path": key,
+        **({"aws_region": region} if region else {}),
+        **({"endpoint": endpoint} if endpoint else {}),
+    }

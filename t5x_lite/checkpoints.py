@@ -83,8 +83,11 @@ class Checkpointer:
             absolute(self.folder),
             item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
-                enable_async_checkpointing=self._asynchronous, create=False, cleanup_tmp_directories=True,
-                preservation_policy=self, atomicity_options=_atomicity(self.folder),
+                enable_async_checkpointing=self._asynchronous,
+                create=False,
+                cleanup_tmp_directories=True,
+                preservation_policy=self,
+                atomicity_options=_atomicity(self.folder),
                 # Else, where a folder cannot be made, Orbax's threads wait 20 minutes for it, and the process for them.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=self._meet),
                 multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone),
@@ -148,8 +151,9 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
                     data=ocp.args.StandardSave(data),
-                    meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums,
-                                                  self._turn),
+                    meta=checksums.SealedJsonSave(
+                        {**meta, "step": step, "data": _digests(data)}, arrays, sums, self._turn
+                    ),
                 ),
             )
 
@@ -213,8 +217,12 @@ class Checkpointer:
             self.close()
 
     def restore(
-        self, abstract: TrainState, shardings: TrainState, data: dict[str, np.ndarray],
-        check: Callable[[dict[str, Any]], None] = lambda meta: None, warn: Callable[[str], None] = print,
+        self,
+        abstract: TrainState,
+        shardings: TrainState,
+        data: dict[str, np.ndarray],
+        check: Callable[[dict[str, Any]], None] = lambda meta: None,
+        warn: Callable[[str], None] = print,
     ) -> Restored | None:
         """The newest intact checkpoint on the given mesh, whatever mesh it was saved from; None when there is none.
 
@@ -241,12 +249,16 @@ class Checkpointer:
                 damaged[step] = e
                 continue
             for at, problem in damaged.items():
-                warn(f"warning: {problem}; going on from step {step} instead; what is left of step {at} is now called "
-                     f"{self._set_aside(at)}")
+                warn(
+                    f"warning: {problem}; going on from step {step} instead; what is left of step {at} is now called "
+                    f"{self._set_aside(at)}"
+                )
             return restored
         if damaged:
-            raise UserError(f"no checkpoint in {self.folder} is intact ({'; '.join(map(str, damaged.values()))}): put "
-                            "one back, or begin anew in another MODEL_DIR")
+            raise UserError(
+                f"no checkpoint in {self.folder} is intact ({'; '.join(map(str, damaged.values()))}): put "
+                "one back, or begin anew in another MODEL_DIR"
+            )
         return None
 
     def _restore(self, step: int, abstract, shardings, data, check) -> Restored:
@@ -263,6 +275,7 @@ class Checkpointer:
 
     def _set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint to what no reader takes for one; its new name."""
+
         def rename() -> str:
             taken = {path.name for path in self.folder.iterdir()}
             names = itertools.chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in itertools.count(1)))
@@ -270,8 +283,10 @@ class Checkpointer:
             try:
                 buckets.rename(self.folder / str(step), self.folder / name)
             except OSError as e:
-                raise UserError(f"{self.folder / str(step)} is damaged and cannot be renamed to {name} "
-                                f"({first_line(e)}): give access to it, or take it away") from e
+                raise UserError(
+                    f"{self.folder / str(step)} is damaged and cannot be renamed to {name} "
+                    f"({first_line(e)}): give access to it, or take it away"
+                ) from e
             return name
 
         name = together.from_first("damaged", rename)
@@ -298,7 +313,11 @@ def _digests(data: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def initialise(
-    path, state: TrainState, shardings: TrainState, *, restore_optimizer_state: bool = False,
+    path,
+    state: TrainState,
+    shardings: TrainState,
+    *,
+    restore_optimizer_state: bool = False,
     may_lack: Collection[str] = (),
 ) -> tuple:
     """Parameters of another run's checkpoint in place of `state`'s own, whose step stays as it is.

@@ -58,8 +58,9 @@ def differing(tree, stored: Mapping[str, list]) -> list[str]:
 
     An array that was read in another dtype than it was stored in cannot be compared and counts as equal.
     """
-    same_kind = {name: leaf for name, leaf in leaves_by_path(tree).items()
-                 if name in stored and _kind(leaf) == stored[name][0]}
+    same_kind = {
+        name: leaf for name, leaf in leaves_by_path(tree).items() if name in stored and _kind(leaf) == stored[name][0]
+    }
     return [name for name, value in finish(start(same_kind), same_kind).items() if value != stored[name]]
 
 
@@ -105,7 +106,8 @@ def _sums(x: jax.Array) -> Sums:
     # beside a training step on CPU devices, which share a few threads. Of several processes one has the first replica.
     return [
         _weighted_sum(shard.data, np.array([part.start or 0 for part in shard.index], np.uint32))
-        for shard in x.addressable_shards if shard.replica_id == 0
+        for shard in x.addressable_shards
+        if shard.replica_id == 0
     ]
 
 
@@ -134,8 +136,10 @@ class SealedJsonHandler(ocp.JsonCheckpointHandler):
         return [ocp.future.CommitFutureAwaitingContractedSignals(self._write(directory, args), name="sealed_json")]
 
     async def _write(self, directory, args: "SealedJsonSave") -> None:
-        arrays = {item: finish(sums, args.arrays[item], f"checksums of saved {item}", args.turn)
-                  for item, sums in args.checksums.items()}
+        arrays = {
+            item: finish(sums, args.arrays[item], f"checksums of saved {item}", args.turn)
+            for item, sums in args.checksums.items()
+        }
         if jax.process_index() == 0:
             (directory / "metadata").write_text(json.dumps(seal(args.meta, arrays)))
 

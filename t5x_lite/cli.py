@@ -20,7 +20,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 
 import gin
-
 from t5x_lite import buckets, configuration, gin_files, processes
 from t5x_lite.errors import Preempted, UserError, first_line
 
@@ -55,19 +54,27 @@ _MODEL_DIR = {"model_dir": ("MODEL_DIR", "short for --gin.MODEL_DIR")}
 
 JOBS = {
     "train": Job(
-        "t5x_lite.jobs.train", "train", "pretrain or finetune a model; started again, it goes on where it stopped",
+        "t5x_lite.jobs.train",
+        "train",
+        "pretrain or finetune a model; started again, it goes on where it stopped",
         "t5x-lite train --gin_file=models/t5_1_1/small.gin --gin_file=runs/pretrain.gin \\\n"
         "    --gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption --gin.BATCH_SIZE=32 --model_dir=/tmp/t5x_lite/run",
-        _MODEL_DIR, processes=True,
+        _MODEL_DIR,
+        processes=True,
     ),
     "eval": Job(
-        "t5x_lite.jobs.evaluate", "evaluate", "compute the metrics of one checkpoint, the latest, or all",
+        "t5x_lite.jobs.evaluate",
+        "evaluate",
+        "compute the metrics of one checkpoint, the latest, or all",
         "t5x-lite eval --gin_file=runs/eval.gin --gin.MIXTURE_OR_TASK_NAME=pydocs_summarize \\\n"
         "    --model_dir=/tmp/t5x_lite/run",
-        _MODEL_DIR, processes=True,
+        _MODEL_DIR,
+        processes=True,
     ),
     "infer": Job(
-        "t5x_lite.jobs.infer", "infer", "write the model's answers to a file of inputs",
+        "t5x_lite.jobs.infer",
+        "infer",
+        "write the model's answers to a file of inputs",
         "t5x-lite infer --checkpoint=/tmp/t5x_lite/run --input=questions.jsonl --output=answers.jsonl",
         {
             "checkpoint": ("infer.checkpoint", "a MODEL_DIR, or one checkpoint in it; A,B averages the logits"),
@@ -77,7 +84,9 @@ JOBS = {
         processes=True,
     ),
     "plan": Job(
-        "t5x_lite.jobs.plan", "plan", "say what a run would need on hardware that is not here: memory, messages, time",
+        "t5x_lite.jobs.plan",
+        "plan",
+        "say what a run would need on hardware that is not here: memory, messages, time",
         "t5x-lite plan --hardware=v5e:16x16 --gin_file=models/t5_1_1/xxl.gin --gin_file=runs/pretrain.gin \\\n"
         "    --gin.BATCH_SIZE=2048 --gin.T5Config.remat=full --gin.MESH=\"{'data': 1, 'fsdp': 64, 'tensor': 4}\"",
         {
@@ -88,7 +97,8 @@ JOBS = {
         ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "INITIAL_CHECKPOINT_PATH"),
     ),
     "study": Job(
-        "t5x_lite.jobs.study", "study",
+        "t5x_lite.jobs.study",
+        "study",
         "print a table of the T5 paper, run one of its rows, or compare rows (--gin_file=study/miniature.gin)",
         "t5x-lite study --row=T6-25 --scale=mini --corpus=pydocs --runs=/tmp/t5x_lite/study",
         {
@@ -100,14 +110,20 @@ JOBS = {
         },
     ),
     "report": Job(
-        "t5x_lite.jobs.report", "report", "make one page of one or several runs: curves, tables, predictions",
+        "t5x_lite.jobs.report",
+        "report",
+        "make one page of one or several runs: curves, tables, predictions",
         "t5x-lite report /tmp/t5x_lite/run /tmp/t5x_lite/other --output=/tmp/t5x_lite/report.html",
-        {"output": ("report.output", "the file to write, report.html by default"),
-         "title": ("report.title", "above the page")},
+        {
+            "output": ("report.output", "the file to write, report.html by default"),
+            "title": ("report.title", "above the page"),
+        },
         words=("report.model_dirs", "MODEL_DIR ..."),
     ),
     "convert": Job(
-        "t5x_lite.jobs.convert", "convert", "bring checkpoints in from and out to other systems, or into another form",
+        "t5x_lite.jobs.convert",
+        "convert",
+        "bring checkpoints in from and out to other systems, or into another form",
         "t5x-lite convert --from=/tmp/t5x_lite/run --to=/tmp/t5x_lite/exported --format=hugging_face",
         {
             "from": ("convert.source", "a checkpoint of this project, Hugging Face, T5X or Mesh TensorFlow"),
@@ -116,7 +132,9 @@ JOBS = {
         },
     ),
     "corpus": Job(
-        "t5x_lite.jobs.corpus", "corpus", "clean web crawls (WET or WARC files) into a data set such as C4",
+        "t5x_lite.jobs.corpus",
+        "corpus",
+        "clean web crawls (WET or WARC files) into a data set such as C4",
         "t5x-lite corpus --input='crawl/*.warc.wet.gz' --variant=en --output_dir=/tmp/t5x_lite/data \\\n"
         "    --gin.BAD_WORDS=words/en",
         {
@@ -125,12 +143,16 @@ JOBS = {
             "pipeline_options": ("corpus.pipeline_options", "flags for Beam: --runner=DataflowRunner …"),
         },
         file_flags={
-            "variant": ("corpus/{}.gin",
-                        "en, en.noclean, realnewslike, webtextlike or multilingual: a file of gin/corpus"),
+            "variant": (
+                "corpus/{}.gin",
+                "en, en.noclean, realnewslike, webtextlike or multilingual: a file of gin/corpus",
+            )
         },
     ),
     "vocabulary": Job(
-        "t5x_lite.jobs.vocabulary", "vocabulary", "train a SentencePiece vocabulary on a task's texts",
+        "t5x_lite.jobs.vocabulary",
+        "vocabulary",
+        "train a SentencePiece vocabulary on a task's texts",
         "t5x-lite vocabulary --task=c4_v020_unsupervised --output=/tmp/t5x_lite/sentencepiece.model \\\n"
         "    --gin.vocabulary.size=32000",
         {
@@ -139,7 +161,9 @@ JOBS = {
         },
     ),
     "cache": Job(
-        "t5x_lite.jobs.cache", "cache", "tokenize a task once, for runs with SeqioSource.cache_dir",
+        "t5x_lite.jobs.cache",
+        "cache",
+        "tokenize a task once, for runs with SeqioSource.cache_dir",
         "t5x-lite cache --task=pydocs_span_corruption --output_dir=/tmp/t5x_lite/cache",
         {
             "task": ("cache.task", "a task or mixture, as MIXTURE_OR_TASK_NAME"),
@@ -149,8 +173,18 @@ JOBS = {
 }
 
 # Modules whose import registers the names that gin files may use, whichever job runs. None imports TensorFlow.
-MODULES = ("t5x_lite.models", "t5x_lite.losses", "t5x_lite.optimizers", "t5x_lite.partitioning", "t5x_lite.trainer",
-           "t5x_lite.data", "t5x_lite.vocabularies", "t5x_lite.decoding", "t5x_lite.evaluation", "t5x_lite.study")
+MODULES = (
+    "t5x_lite.models",
+    "t5x_lite.losses",
+    "t5x_lite.optimizers",
+    "t5x_lite.partitioning",
+    "t5x_lite.trainer",
+    "t5x_lite.data",
+    "t5x_lite.vocabularies",
+    "t5x_lite.decoding",
+    "t5x_lite.evaluation",
+    "t5x_lite.study",
+)
 
 
 @dataclasses.dataclass
@@ -236,8 +270,13 @@ def run_job(options: Options) -> int:
 
     # 2. Configuration: any mistake ends here.
     parsed = configuration.parse(
-        options.gin_files, options.bindings, options.search_paths, root=f"t5x_lite.{job.function}",
-        flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()}, unneeded=job.unneeded)
+        options.gin_files,
+        options.bindings,
+        options.search_paths,
+        root=f"t5x_lite.{job.function}",
+        flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()},
+        unneeded=job.unneeded,
+    )
     buckets.check(configuration.values_in_force())
     if parsed.files:
         # Not to stdout, which may be a job's output.
@@ -321,8 +360,9 @@ def parse_flags(argv: Sequence[str]) -> Options:
             if JOBS[options.job].words:
                 options.words.append(os.path.expanduser(argument))
                 continue
-            raise UserError(f"'{argument}' is not a flag; every choice is --flag=value, see t5x-lite {options.job} "
-                            "--help")
+            raise UserError(
+                f"'{argument}' is not a flag; every choice is --flag=value, see t5x-lite {options.job} --help"
+            )
         name, equals, value = argument[2:].partition("=")
         if name in _SWITCHES:
             if equals:
@@ -375,8 +415,14 @@ def _job_name(name: str) -> str:
 
 
 def _unknown_flag(name: str, job: str) -> str:
-    flags = ["gin_file", "gin_search_paths", *_SWITCHES, *_NUMBERS, *processes.FLAGS,
-             *(JOBS[job].short_forms if job else ())]
+    flags = [
+        "gin_file",
+        "gin_search_paths",
+        *_SWITCHES,
+        *_NUMBERS,
+        *processes.FLAGS,
+        *(JOBS[job].short_forms if job else ()),
+    ]
     near = difflib.get_close_matches(name.replace("-", "_"), flags, n=1, cutoff=0.6)
     if near:
         hint = f"did you mean --{near[0]}?"
@@ -399,7 +445,8 @@ def _unknown_flag(name: str, job: str) -> str:
 def general_help() -> str:
     """Return the text of `t5x-lite --help`."""
     jobs = "\n".join(f"  {name:<12}{job.help}" for name, job in JOBS.items())
-    return textwrap.dedent("""\
+    return (
+        textwrap.dedent("""\
         usage: t5x-lite JOB [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--dry_run] [--verbose]
 
         jobs (t5x-lite JOB --help says more):
@@ -407,30 +454,55 @@ def general_help() -> str:
 
         for example:
           {example}
-        """).format(jobs=jobs, example=JOBS["train"].example.replace("\n", "\n  ")).rstrip()
+        """)
+        .format(jobs=jobs, example=JOBS["train"].example.replace("\n", "\n  "))
+        .rstrip()
+    )
 
 
 def job_help(name: str) -> str:
     """Return the text of `t5x-lite NAME --help`."""
     job = JOBS[name]
     flags = [
-        ("--gin_file=FILE", "a gin file, yours or a shipped one such as models/t5_1_1/small.gin; repeat it; the order "
-                            "does not matter, your own files override shipped ones"),
-        ("--gin.NAME=VALUE", "set a macro (--gin.BATCH_SIZE=32) or a parameter (--gin.T5Config.remat=full); it beats "
-                             "every file"),
+        (
+            "--gin_file=FILE",
+            "a gin file, yours or a shipped one such as models/t5_1_1/small.gin; repeat it; the order "
+            "does not matter, your own files override shipped ones",
+        ),
+        (
+            "--gin.NAME=VALUE",
+            "set a macro (--gin.BATCH_SIZE=32) or a parameter (--gin.T5Config.remat=full); it beats every file",
+        ),
         ("--gin_search_paths=A,B", "more folders in which gin files are looked up"),
         *((f"--{flag}=TEXT", text) for flag, text in job.short_forms.items()),
         ("--dry_run", "check everything, say what would be done, do nothing"),
-        *([("--allow_config_change", "go on in MODEL_DIR although the model, the data or the seed is another"),
-           ("--show_batches=N", "with --dry_run: the texts of N batches, with their weights and where they come from"),
-           ("--at_step=N", "with --show_batches: from the batch of step N on, say that of a jump in the loss")]
-          if name == "train" else []),
-        *([("--search", "find the mesh, remat policy and number of microbatches that fit and are fastest")]
-          if name == "plan" else []),
+        *(
+            [
+                ("--allow_config_change", "go on in MODEL_DIR although the model, the data or the seed is another"),
+                (
+                    "--show_batches=N",
+                    "with --dry_run: the texts of N batches, with their weights and where they come from",
+                ),
+                ("--at_step=N", "with --show_batches: from the batch of step N on, say that of a jump in the loss"),
+            ]
+            if name == "train"
+            else []
+        ),
+        *(
+            [("--search", "find the mesh, remat policy and number of microbatches that fit and are fastest")]
+            if name == "plan"
+            else []
+        ),
         ("--verbose", "show the trace of an error in the configuration too"),
-        *((f"--{flag}={form}", f"of a job in several processes: {text}, or {variable}; not needed under SLURM, Open "
-           "MPI, Kubernetes and on TPU pods")
-          for flag, (form, text, variable) in processes.FLAGS.items() if job.processes),
+        *(
+            (
+                f"--{flag}={form}",
+                f"of a job in several processes: {text}, or {variable}; not needed under SLURM, Open "
+                "MPI, Kubernetes and on TPU pods",
+            )
+            for flag, (form, text, variable) in processes.FLAGS.items()
+            if job.processes
+        ),
     ]
     example = ["  " + line for line in job.example.splitlines()]
     lines = [f"t5x-lite {name}: {job.help}", "", "for example:", *example, "", "flags:"]
@@ -438,11 +510,26 @@ def job_help(name: str) -> str:
     lines += ["", "macros that the shipped gin files use (set those that your files mention):"]
     for macro, (meaning, example) in configuration.MACROS.items():
         lines += _entry(macro, f"{meaning}; e.g. {example}")
-    lines += ["", "shipped gin files:", *textwrap.wrap(" ".join(gin_files.shipped_names()), 116,
-              initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)]
+    lines += [
+        "",
+        "shipped gin files:",
+        *textwrap.wrap(
+            " ".join(gin_files.shipped_names()),
+            116,
+            initial_indent="  ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        ),
+    ]
     return "\n".join(lines)
 
 
 def _entry(head: str, text: str) -> list[str]:
-    return textwrap.wrap(f"{head:<25}{text}", 116, initial_indent="  ", subsequent_indent=" " * 27,
-                         break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(
+        f"{head:<25}{text}",
+        116,
+        initial_indent="  ",
+        subsequent_indent=" " * 27,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

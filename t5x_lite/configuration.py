@@ -28,7 +28,6 @@ from typing import Any
 
 import gin
 from gin import config as gin_config
-
 from t5x_lite import value_types
 from t5x_lite.errors import UserError, did_you_mean, first_line, nearest
 from t5x_lite.gin_files import FLAG, RECORDED, RECORDED_HEADER, GinFile, as_path, find_file
@@ -36,8 +35,10 @@ from t5x_lite.gin_statements import Binding, Later, Reader, Statement
 
 # The macros of the shipped files: what each means, and a value to show in help and in errors.
 MACROS: dict[str, tuple[str, str]] = {
-    "MIXTURE_OR_TASK_NAME": ("a task or mixture, files of yours (tsv:, jsonl: or text:), or several with rates",
-                             "tsv:/data/train.tsv"),
+    "MIXTURE_OR_TASK_NAME": (
+        "a task or mixture, files of yours (tsv:, jsonl: or text:), or several with rates",
+        "tsv:/data/train.tsv",
+    ),
     "TASK_FEATURE_LENGTHS": ("longest input and target, in tokens", '{"inputs": 512, "targets": 114}'),
     "TRAIN_STEPS": ("the step at which training ends", "1000"),
     "MODEL_DIR": ("folder for checkpoints, metrics and config.gin (a local path, gs://, s3://)", "/tmp/t5x_lite/run"),
@@ -45,10 +46,15 @@ MACROS: dict[str, tuple[str, str]] = {
     "DROPOUT_RATE": ("dropout: 0.0 for pretraining T5 1.1, 0.1 for T5 1.0 and for finetuning", "0.1"),
     "INITIAL_CHECKPOINT_PATH": ("the checkpoint that finetuning starts from", "/tmp/t5x_lite/pretrained"),
     "RANDOM_SEED": ("one integer from which every random choice follows", "0"),
-    "BAD_WORDS": ("a list of words whose pages a corpus leaves out, one a line (several languages: a folder of such "
-                  "files, named en, fr, …); None for no such rule", "words/en"),
-    "NEWS_DOMAINS": ("a JSON file {domain: [subdomains] or true} of the news that a corpus keeps, as Grover's",
-                     "domain_to_allowed_subdomains.json"),
+    "BAD_WORDS": (
+        "a list of words whose pages a corpus leaves out, one a line (several languages: a folder of such "
+        "files, named en, fr, …); None for no such rule",
+        "words/en",
+    ),
+    "NEWS_DOMAINS": (
+        "a JSON file {domain: [subdomains] or true} of the news that a corpus keeps, as Grover's",
+        "domain_to_allowed_subdomains.json",
+    ),
     "URL_LIST": ("files of the addresses that a corpus keeps, one a line, as OpenWebText's", "openwebtext/*.txt"),
     "MESH": ("devices along each axis; -1 takes the rest", '{"data": -1, "fsdp": 1, "tensor": 1}'),
 }
@@ -57,6 +63,7 @@ MACROS: dict[str, tuple[str, str]] = {
 # ----------------------------------------------------------------------------------------------------------------------
 # Records
 # ----------------------------------------------------------------------------------------------------------------------
+
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
@@ -161,8 +168,11 @@ def referenced_macros() -> set[str]:
 
 def bound_values() -> dict[str, str]:
     """Return what is bound, used or not: name of the binding or macro -> text of its value."""
-    return {_display((scope, selector, argument)): gin_config._format_value(value) or repr(value)
-            for (scope, selector), arguments in gin_config._CONFIG.items() for argument, value in arguments.items()}
+    return {
+        _display((scope, selector, argument)): gin_config._format_value(value) or repr(value)
+        for (scope, selector), arguments in gin_config._CONFIG.items()
+        for argument, value in arguments.items()
+    }
 
 
 def operative_config(job: str = "JOB") -> str:
@@ -179,9 +189,12 @@ def operative_config(job: str = "JOB") -> str:
 def operative_values() -> dict[str, str]:
     """Return what the run so far has used, defaults included: name of the binding or macro -> text of its value."""
     with _operative() as operative:
-        values = {_display((scope, selector, argument)): gin_config._format_value(value)
-                  for (scope, selector), arguments in operative.items() if selector != _CONSTANT
-                  for argument, value in arguments.items()}
+        values = {
+            _display((scope, selector, argument)): gin_config._format_value(value)
+            for (scope, selector), arguments in operative.items()
+            if selector != _CONSTANT
+            for argument, value in arguments.items()
+        }
     return {name: text for name, text in values.items() if text is not None}
 
 
@@ -218,8 +231,14 @@ def _parse(files, bindings, search_paths, root, flags, unneeded) -> Configuratio
     # Left unlocked: a task module imported later may still register configurables of its own.
     gin_config._set_config_is_locked(False)
     skipped = {file.name: [s.written for s in _skipped if s.file == file.path] for file in _read.files}
-    return Configuration(tuple(_read.files), tuple(f"{name}: skipped what this job does not know: {_list(bindings)}"
-                                              for name, bindings in skipped.items() if bindings))
+    return Configuration(
+        tuple(_read.files),
+        tuple(
+            f"{name}: skipped what this job does not know: {_list(bindings)}"
+            for name, bindings in skipped.items()
+            if bindings
+        ),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -295,8 +314,10 @@ def _ask(lookup, selector: str, statement: Statement):
 
 def _unknown_configurable(selector: str, statement: Statement) -> str:
     names = [_short(s) for s, _ in gin_config._REGISTRY.items() if not s.startswith("gin.")]
-    return (f"{statement.at}: no configurable '{selector}'{did_you_mean(nearest(selector, names))}; one of a "
-            "module of yours needs `import that.module` in a gin file")
+    return (
+        f"{statement.at}: no configurable '{selector}'{did_you_mean(nearest(selector, names))}; one of a "
+        "module of yours needs `import that.module` in a gin file"
+    )
 
 
 def _parameters(configurable) -> list[str]:
@@ -322,8 +343,9 @@ def _no_rivals() -> None:
             continue
         related = other.file in _read.includes[statement.file] or statement.file in _read.includes[other.file]
         if not related and other.value != statement.value:
-            raise UserError(f"{other.where} and {statement.where} both set {_display(statement.key)}: name only one of "
-                            "these files")
+            raise UserError(
+                f"{other.where} and {statement.where} both set {_display(statement.key)}: name only one of these files"
+            )
 
 
 def _check_kinds() -> None:
@@ -367,8 +389,10 @@ def _missing(root: str | None, flags: Mapping[str, str], unneeded: Sequence[str]
     parts += [f"{_list(names)} of {name}" for name, names in parameters.items()]
     if not parts:
         return ""
-    examples = [f"{flags.get(name, f'--gin.{name}')}={shlex.quote(MACROS[name][1]) if name in MACROS else 'VALUE'}"
-                for name in macros]
+    examples = [
+        f"{flags.get(name, f'--gin.{name}')}={shlex.quote(MACROS[name][1]) if name in MACROS else 'VALUE'}"
+        for name in macros
+    ]
     for name, names in parameters.items():
         if name.rpartition("/")[2] == "T5Config":
             examples.append("--gin_file=models/t5_1_1/small.gin")
@@ -387,8 +411,11 @@ def _unset_parameters(root: str) -> Iterator[tuple[str, list[str]]]:
         if configurable is None or (scopes, configurable.selector, called_bare) in seen:
             continue
         seen.add((scopes, configurable.selector, called_bare))
-        bound = gin_config._get_bindings(configurable.selector, list(scopes)) if scopes else dict(
-            gin_config._CONFIG.get(("", configurable.selector), {}))
+        bound = (
+            gin_config._get_bindings(configurable.selector, list(scopes))
+            if scopes
+            else dict(gin_config._CONFIG.get(("", configurable.selector), {}))
+        )
         if called_bare and configurable.selector not in (_MACRO, _CONSTANT):
             empty = (inspect.Parameter.empty, gin.REQUIRED)
             parameters = inspect.signature(configurable.wrapped).parameters
@@ -405,8 +432,11 @@ def _unreferenced_macros() -> str:
     live = _live_statements()
     everywhere = _referenced(_read.statements + _skipped)
     now = _referenced(live.values())
-    lost = [s for key, s in live.items() if key[1] == _MACRO and s.rank >= RECORDED
-            and key[0] not in (now if s.rank == FLAG else everywhere)]
+    lost = [
+        s
+        for key, s in live.items()
+        if key[1] == _MACRO and s.rank >= RECORDED and key[0] not in (now if s.rank == FLAG else everywhere)
+    ]
     if not lost:
         return ""
     known = now | {key[0] for key, s in live.items() if key[1] == _MACRO and s.rank < RECORDED}

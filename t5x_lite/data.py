@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-import gin
 import jax
 import numpy as np
 from etils import epath
 
+import gin
 from t5x_lite import buckets, together
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.text_files import TextFiles
@@ -149,8 +149,9 @@ class NpzSource:
     num_streams: int = 4
     vocabulary: Vocabulary | None = None
 
-    def open(self, architecture: str = "encoder_decoder",
-             fallback_vocabulary: FallbackVocabulary = None) -> "NpzBlocks":
+    def open(
+        self, architecture: str = "encoder_decoder", fallback_vocabulary: FallbackVocabulary = None
+    ) -> "NpzBlocks":
         """As `SeqioSource.open`."""
         return NpzBlocks(self, architecture, fallback_vocabulary)
 
@@ -173,7 +174,9 @@ class NpzBlocks:
         if any(len(column) != self._size for column in self._columns.values()):
             raise UserError(f"the arrays of {source.pattern!r} differ in their number of rows")
         if self._size < source.num_streams:
-            raise UserError(f"{source.pattern!r} has {self._size} rows for {source.num_streams} streams; lower num_streams")
+            raise UserError(
+                f"{source.pattern!r} has {self._size} rows for {source.num_streams} streams; lower num_streams"
+            )
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
         places = np.arange(stream, self._size, self._source.num_streams)
@@ -262,16 +265,25 @@ class Batches:
       UserError: S does not divide the batch, or a process's devices hold only part of a stream's rows.
     """
 
-    def __init__(self, blocks: Blocks, num_streams: int, batch_size: int, sharding: jax.sharding.NamedSharding,
-                 positions: np.ndarray | None = None, depth: int = 4):
+    def __init__(
+        self,
+        blocks: Blocks,
+        num_streams: int,
+        batch_size: int,
+        sharding: jax.sharding.NamedSharding,
+        positions: np.ndarray | None = None,
+        depth: int = 4,
+    ):
         if num_streams < 1 or batch_size % num_streams:
             raise UserError(f"num_streams = {num_streams} must divide BATCH_SIZE = {batch_size}; use a power of two")
         self._rows_each = batch_size // num_streams
         self._batch_size, self._sharding = batch_size, sharding
         self._positions = np.zeros((num_streams, 2), np.int64) if positions is None else np.array(positions)
         if self._positions.shape != (num_streams, 2):
-            raise UserError(f"this run was begun with {len(self._positions)} data streams, not {num_streams}; "
-                            "num_streams stays as it was")
+            raise UserError(
+                f"this run was begun with {len(self._positions)} data streams, not {num_streams}; "
+                "num_streams stays as it was"
+            )
         slices = [s[0] for s in sharding.addressable_devices_indices_map((batch_size,)).values()]
         rows = sorted({i for s in slices for i in range(*s.indices(batch_size))})
         own = sorted({i // self._rows_each for i in rows})
@@ -345,6 +357,7 @@ class Batches:
 
 def gather_positions(positions: np.ndarray) -> np.ndarray:
     """The positions of all streams on every process, int64 [S, 2]."""
+
     def whole(said: list[str]) -> str:
         return json.dumps(np.array([json.loads(text) for text in said], np.int64).max(axis=0).tolist())
 

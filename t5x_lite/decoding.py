@@ -11,10 +11,10 @@ import functools
 import math
 from collections.abc import Callable
 
-import gin
 import jax
 import jax.numpy as jnp
 
+import gin
 from t5x_lite import incremental
 from t5x_lite.beam_search import RULES, beam_search
 from t5x_lite.errors import UserError
@@ -32,8 +32,17 @@ def greedy(logits: jax.Array, row_ids: jax.Array, numbers: jax.Array, position: 
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def sample(logits: jax.Array, row_ids: jax.Array, numbers: jax.Array, position: jax.Array, *, seed: int = 0,
-           temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+def sample(
+    logits: jax.Array,
+    row_ids: jax.Array,
+    numbers: jax.Array,
+    position: jax.Array,
+    *,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> jax.Array:
     """A token drawn from softmax(logits / temperature), cut to the `top_k` and then the `top_p` most probable.
 
     The noise is a function of (seed, row id, number of the sequence, position) alone, so a row draws the same tokens
@@ -59,9 +68,18 @@ def noise(seed: int, row_ids: jax.Array, numbers: jax.Array, position: jax.Array
     return jax.vmap(one)(row_ids, numbers)
 
 
-def decode(model, params, encoder_input_tokens: jax.Array, max_length: int, eos_id: int = 1, *,
-           choose: Choice = greedy, row_ids: jax.Array | None = None, decoder_prefix: jax.Array | None = None,
-           num_return_sequences: int = 1) -> tuple[jax.Array, jax.Array]:
+def decode(
+    model,
+    params,
+    encoder_input_tokens: jax.Array,
+    max_length: int,
+    eos_id: int = 1,
+    *,
+    choose: Choice = greedy,
+    row_ids: jax.Array | None = None,
+    decoder_prefix: jax.Array | None = None,
+    num_return_sequences: int = 1,
+) -> tuple[jax.Array, jax.Array]:
     """Decodes each row until EOS or `max_length` tokens; stops as soon as every row has ended.
 
     A row of nothing but padding is a filler: it takes no step of its own and gives zeros.
@@ -216,8 +234,10 @@ class Decoder:
             (self.num_beams >= 1, "num_beams must be at least 1"),
             (math.isfinite(self.length_penalty), "length_penalty must be a finite number"),
             (self.beam_rule in RULES, f"beam_rule must be one of {', '.join(RULES)}"),
-            (1 <= self.num_return_sequences <= most,
-             f"num_return_sequences must be at least 1, and with method = {self.method!r} at most {most}"),
+            (
+                1 <= self.num_return_sequences <= most,
+                f"num_return_sequences must be at least 1, and with method = {self.method!r} at most {most}",
+            ),
         ):
             if not ok:
                 raise UserError(f"Decoder.{remedy}, not {getattr(self, remedy.split()[0])!r}")
@@ -227,8 +247,9 @@ class Decoder:
         """Of the next token; for the methods that go on from one."""
         if self.method == "greedy":
             return greedy
-        return functools.partial(sample, seed=self.seed, temperature=self.temperature, top_k=self.top_k,
-                                 top_p=self.top_p)
+        return functools.partial(
+            sample, seed=self.seed, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
 
     def __call__(self, model, params, encoder_input_tokens, eos_id: int = 1, row_ids=None, decoder_prefix=None):
         """`decode`, or with method "beam" `beam_search`, with these settings.
@@ -239,12 +260,29 @@ class Decoder:
         """
         if self.method == "beam":
             ids, scores = beam_search(
-                model, params, encoder_input_tokens, self.max_length, eos_id, num_beams=self.num_beams,
-                length_penalty=self.length_penalty, rule=self.beam_rule, decoder_prefix=decoder_prefix)
+                model,
+                params,
+                encoder_input_tokens,
+                self.max_length,
+                eos_id,
+                num_beams=self.num_beams,
+                length_penalty=self.length_penalty,
+                rule=self.beam_rule,
+                decoder_prefix=decoder_prefix,
+            )
             n = self.num_return_sequences
             return (ids[:, 0], scores[:, 0]) if n == 1 else (ids[:, :n], scores[:, :n])
-        return decode(model, params, encoder_input_tokens, self.max_length, eos_id, choose=self.choice,
-                      row_ids=row_ids, decoder_prefix=decoder_prefix, num_return_sequences=self.num_return_sequences)
+        return decode(
+            model,
+            params,
+            encoder_input_tokens,
+            self.max_length,
+            eos_id,
+            choose=self.choice,
+            row_ids=row_ids,
+            decoder_prefix=decoder_prefix,
+            num_return_sequences=self.num_return_sequences,
+        )
 
 
 def _log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:

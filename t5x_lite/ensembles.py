@@ -23,8 +23,9 @@ def paths(checkpoint: str | Sequence[str], binding: str) -> list[str]:
     else:
         return [os.fspath(checkpoint)]
     if not found or not all(path.strip() for path in found):
-        raise UserError(f"{binding}={checkpoint!r} has an empty path: name one checkpoint, or several with commas "
-                        "between")
+        raise UserError(
+            f"{binding}={checkpoint!r} has an empty path: name one checkpoint, or several with commas between"
+        )
     return [os.path.expanduser(path.strip()) for path in found]
 
 
@@ -41,12 +42,15 @@ def load(paths: Sequence[str], partitioner) -> tuple[Any, Any, list[dict[str, An
         metas.append(meta)
         models.append(model)
         if meta.get("vocabulary") != metas[0].get("vocabulary"):
-            raise UserError(f"{path} has another vocabulary than {paths[0]}: only checkpoints of one configuration can "
-                            "be averaged")
+            raise UserError(
+                f"{path} has another vocabulary than {paths[0]}: only checkpoints of one configuration can be averaged"
+            )
         ours, first = model.config.to_dict(), models[0].config.to_dict()
         # What has no say in inference may differ.
         differ = [key for key in first if ours[key] != first[key] and key not in ("dropout_rate", "remat", "attention")]
         if differ:
-            raise UserError(f"{path} has another T5Config.{differ[0]} ({ours[differ[0]]!r}) than {paths[0]} "
-                            f"({first[differ[0]]!r}): only checkpoints of one configuration can be averaged")
+            raise UserError(
+                f"{path} has another T5Config.{differ[0]} ({ours[differ[0]]!r}) than {paths[0]} "
+                f"({first[differ[0]]!r}): only checkpoints of one configuration can be averaged"
+            )
     return models[0], loaded[0] if len(loaded) == 1 else tuple(loaded), metas

@@ -13,6 +13,7 @@ class UserError(Exception):
 
 def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
     """Up to `n` of `names` like `name`, best first; case and underscores count for nothing."""
+
     def plain(text):
         return text.lower().replace("_", "")
 

@@ -7,10 +7,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 
+import gin
 from t5x_lite import decoding, incremental
 from t5x_lite.data import FallbackVocabulary
 from t5x_lite.errors import UserError
@@ -80,7 +80,9 @@ class Evaluator:
         return self._data.vocabulary
 
     def describe(self) -> str:
-        counts = ", ".join(f"{name} {len(rows['decoder_target_tokens']):,}" for name, rows in self._data.examples.items())
+        counts = ", ".join(
+            f"{name} {len(rows['decoder_target_tokens']):,}" for name, rows in self._data.examples.items()
+        )
         return f"evaluation on {self.config.split}: {counts} examples"
 
     def run(self, model: Model, params, partitioner: Partitioner, decode: bool | None = None) -> Results:
@@ -94,7 +96,9 @@ class Evaluator:
         metrics, samples = {}, []
         with partitioner.activate():
             for task, rows in self._data.examples.items():
-                metrics |= {f"eval/{task}/{k}": v for k, v in self._teacher_forced(model, params, partitioner, rows).items()}
+                metrics |= {
+                    f"eval/{task}/{k}": v for k, v in self._teacher_forced(model, params, partitioner, rows).items()
+                }
             if decode:
                 for task, (values, examples) in self._data.decoded_metrics(
                     lambda tokens: self._decode(model, params, partitioner, tokens)
@@ -104,8 +108,9 @@ class Evaluator:
         return Results(metrics, samples)
 
     def _teacher_forced(self, model, params, partitioner, rows) -> dict[str, float]:
-        step = self._compile("score", model, partitioner,
-                             lambda params, batch: eval_step(incremental.of(model, params), params, batch))
+        step = self._compile(
+            "score", model, partitioner, lambda params, batch: eval_step(incremental.of(model, params), params, batch)
+        )
         totals: dict[str, float] = {}
         for batch, _ in self._batches(rows, partitioner):
             sums = jax.device_get(step(params, batch))

@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 
+import gin
 from t5x_lite.errors import UserError
 from t5x_lite.models import T5Config
 from t5x_lite.models.finetuning_config import as_scanned
@@ -51,8 +51,9 @@ class GradualUnfreezing:
         object.__setattr__(self, "always", tuple(self.always))
         for name in ("total_steps", "episodes"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"GradualUnfreezing.{name} must be a whole number of at least 1, not "
-                                f"{getattr(self, name)!r}")
+                raise UserError(
+                    f"GradualUnfreezing.{name} must be a whole number of at least 1, not {getattr(self, name)!r}"
+                )
         if self.offset >= self.total_steps:
             raise UserError(f"GradualUnfreezing.offset = {self.offset} must be below total_steps = {self.total_steps}")
         _check_patterns("GradualUnfreezing.always", self.always)
@@ -113,15 +114,19 @@ class Trainable:
     def check(self, params: Tree) -> None:
         """Raises UserError for a pattern that matches no parameter: it would freeze in silence what it was to train."""
         paths = list(leaves_by_path(params))
-        for where, patterns in (("Trainable.patterns", self.patterns),
-                                ("GradualUnfreezing.always", self.unfreezing.always if self.unfreezing else ())):
+        for where, patterns in (
+            ("Trainable.patterns", self.patterns),
+            ("GradualUnfreezing.always", self.unfreezing.always if self.unfreezing else ()),
+        ):
             for pattern in patterns:
                 if not any(_matches((pattern,), path) for path in paths):
                     # T5 1.0 has no head of its own: the default names it all the same.
                     if where == "GradualUnfreezing.always" and pattern in GradualUnfreezing.always:
                         continue
-                    raise UserError(f"{where}: {pattern!r} matches no parameter; paths are such as {paths[0]} and "
-                                    f"{paths[-1]} (--dry_run shows all)")
+                    raise UserError(
+                        f"{where}: {pattern!r} matches no parameter; paths are such as {paths[0]} and "
+                        f"{paths[-1]} (--dry_run shows all)"
+                    )
 
     def trains(self, path: str) -> bool:
         return _matches(self.patterns, path)

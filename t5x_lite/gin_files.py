@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Sequence
 
 from gin import config as gin_config
-
 from t5x_lite.errors import UserError, did_you_mean, nearest
 
 PREFIX = "t5x_lite/gin/"  # how shipped files name each other
@@ -84,13 +83,17 @@ def find_file(name: str, search_paths: Sequence[str] = (), beside: str | None = 
         near = nearest(name.removeprefix(PREFIX), shipped_names())
         if any(path.is_dir() for path in candidates):
             raise UserError(f"{asked}: '{name}' is a folder; name a file in it")
-        raise UserError(f"{asked}: no gin file '{name}'{did_you_mean(near)}; run from its folder, or give its folder "
-                        "in --gin_search_paths")
+        raise UserError(
+            f"{asked}: no gin file '{name}'{did_you_mean(near)}; run from its folder, or give its folder "
+            "in --gin_search_paths"
+        )
     (first, path), *others = found.items()
     for other, other_path in others:
         if other_path.read_bytes() != path.read_bytes():
-            raise UserError(f"{asked}: '{name}' is ambiguous, {first} and {other} differ; write ./{name} for a file of "
-                            f"yours, {PREFIX}{name} for the shipped one")
+            raise UserError(
+                f"{asked}: '{name}' is ambiguous, {first} and {other} differ; write ./{name} for a file of "
+                f"yours, {PREFIX}{name} for the shipped one"
+            )
     return _describe(first, shipped)
 
 

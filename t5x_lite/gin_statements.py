@@ -13,7 +13,6 @@ from typing import Any
 
 from gin import config as gin_config
 from gin import config_parser
-
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.gin_files import FLAG, GinFile, as_path, find_file
 
@@ -112,20 +111,24 @@ class Reader:
                     _import(statement, where, context)
                 case config_parser.BindingStatement(scope, selector, argument, value, _):
                     self.statements.append(
-                        Statement(scope, selector, argument, value, file.rank, where, context, file.path))
+                        Statement(scope, selector, argument, value, file.rank, where, context, file.path)
+                    )
 
     def flag(self, binding: str | Binding) -> None:
         """Read `NAME=VALUE`, as after `--gin.`, or a Binding. Raises UserError."""
         binding = binding if isinstance(binding, Binding) else _split_flag(binding)
         if not _NAME.fullmatch(binding.name):
-            raise UserError(f"{binding.flag}: '{binding.name}' is no name; write --gin.MACRO=VALUE or "
-                            "--gin.scope/configurable.parameter=VALUE, with letters, digits and underscores")
+            raise UserError(
+                f"{binding.flag}: '{binding.name}' is no name; write --gin.MACRO=VALUE or "
+                "--gin.scope/configurable.parameter=VALUE, with letters, digits and underscores"
+            )
         scope, selector, argument = config_parser.parse_binding_key(binding.name)
         if not argument and scope:
             scope, selector = "", f"{scope}/{selector}"
         value = _flag_value(binding.text, binding.flag)
         self.statements.append(
-            Statement(scope, selector, argument, value, FLAG, binding.flag, gin_config.ParseContext()))
+            Statement(scope, selector, argument, value, FLAG, binding.flag, gin_config.ParseContext())
+        )
 
 
 class _Delegate(config_parser.ParserDelegate):
@@ -140,9 +143,11 @@ def _syntax(text: str, name: str) -> Iterator[Any]:
     try:
         yield from config_parser.ConfigParser(io.StringIO(text), _Delegate())
     except SyntaxError as e:
-        line = text.splitlines()[(e.lineno or 1) - 1:][:1]
-        raise UserError(f"{name}:{e.lineno}: {first_line(e.msg)} in `{''.join(line).strip()}` (a binding is NAME = "
-                        "VALUE; text needs quotes in a file)") from e
+        line = text.splitlines()[(e.lineno or 1) - 1 :][:1]
+        raise UserError(
+            f"{name}:{e.lineno}: {first_line(e.msg)} in `{''.join(line).strip()}` (a binding is NAME = "
+            "VALUE; text needs quotes in a file)"
+        ) from e
     except tokenize.TokenError as e:
         message, (line_number, _) = e.args
         raise UserError(f"{name}:{line_number}: {message} (is a bracket or a quote left open?)") from e
@@ -152,8 +157,9 @@ def _import(statement, where: str, context: gin_config.ParseContext) -> None:
     try:
         context.process_import(statement)
     except ImportError as e:
-        raise UserError(f"{where}: `{statement.format()}` failed: {first_line(e)} (is it installed, or its folder on "
-                        "PYTHONPATH?)") from e
+        raise UserError(
+            f"{where}: `{statement.format()}` failed: {first_line(e)} (is it installed, or its folder on PYTHONPATH?)"
+        ) from e
     except SyntaxError as e:
         if statement.module.startswith("__gin__"):
             raise UserError(f"{where}: {first_line(e.msg)}") from e
@@ -194,8 +200,10 @@ def _flag_value(text: str, flag: str) -> Any:
     if "," in stripped and all(_gin_value(part.strip())[0] for part in stripped.rstrip(",").split(",")):
         raise UserError(f"{flag}={stripped}: for several values write {flag}='({stripped})'")
     if not re.match(r"[\w./~:+*-]", stripped) or any(c in stripped for c in "\"'\n\\"):
-        raise UserError(f"{flag}={_shorten(stripped)}: not a value; check brackets and quotes, put the whole flag in "
-                        "single quotes for the shell, and write text as '\"text\"'")
+        raise UserError(
+            f"{flag}={_shorten(stripped)}: not a value; check brackets and quotes, put the whole flag in "
+            "single quotes for the shell, and write text as '\"text\"'"
+        )
     return os.path.expanduser(stripped) if stripped.startswith("~") else stripped
 
 

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import gin
-
 from t5x_lite.errors import UserError
 
 STOP, ROLL_BACK = "stop", "roll_back"

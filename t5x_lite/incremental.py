@@ -44,8 +44,9 @@ class Ensemble:
         return tuple(self.model.encode(p, encoder_input_tokens) for p in params)
 
     def init_cache(self, params, encoded, encoder_input_tokens: jax.Array, max_length: int):
-        return tuple(self.model.init_cache(p, e, encoder_input_tokens, max_length)
-                     for p, e in zip(params, encoded, strict=True))
+        return tuple(
+            self.model.init_cache(p, e, encoder_input_tokens, max_length) for p, e in zip(params, encoded, strict=True)
+        )
 
     def first_tokens(self, encoder_input_tokens: jax.Array) -> jax.Array:
         return self.model.first_tokens(encoder_input_tokens)
@@ -95,8 +96,9 @@ class Start(NamedTuple):
     cache: Any
 
 
-def start(model, params, encoder_input_tokens: jax.Array, max_length: int, n: int = 1,
-          decoder_prefix: jax.Array | None = None) -> Start:
+def start(
+    model, params, encoder_input_tokens: jax.Array, max_length: int, n: int = 1, decoder_prefix: jax.Array | None = None
+) -> Start:
     """Reads the inputs, once each, and the prefixes, all tokens at once.
 
     Args:
@@ -115,8 +117,10 @@ def start(model, params, encoder_input_tokens: jax.Array, max_length: int, n: in
     if decoder_prefix is not None and decoder_prefix.size:
         p = decoder_prefix.shape[1]
         if p > max_length:
-            raise UserError(f"the decoder's prefix of {p} tokens is longer than Decoder.max_length = {max_length}: "
-                            "raise that, or shorten the prefix")
+            raise UserError(
+                f"the decoder's prefix of {p} tokens is longer than Decoder.max_length = {max_length}: "
+                "raise that, or shorten the prefix"
+            )
         forced = jnp.where(fillers[:, None], 0, jnp.pad(decoder_prefix, ((0, 0), (0, max_length - p))))
         lengths = jnp.where(fillers, max_length, jnp.sum(forced > 0, axis=1))
         position = jnp.min(lengths).astype(jnp.int32)
@@ -131,9 +135,12 @@ def start(model, params, encoder_input_tokens: jax.Array, max_length: int, n: in
 def _repeated(cache, n: int):
     if isinstance(cache, tuple):
         return tuple(_repeated(c, n) for c in cache)
-    return {name: part if name in ("cross", "cross_mask") else
-            jax.tree.map(lambda x, axis=1 if name == "self" else 0: jnp.repeat(x, n, axis=axis), part)
-            for name, part in cache.items()}
+    return {
+        name: part
+        if name in ("cross", "cross_mask")
+        else jax.tree.map(lambda x, axis=1 if name == "self" else 0: jnp.repeat(x, n, axis=axis), part)
+        for name, part in cache.items()
+    }
 
 
 def reorder(cache, sources: jax.Array):

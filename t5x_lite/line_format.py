@@ -103,13 +103,18 @@ class LineFormat:
         except Malformed as e:
             raise UserError(f"{path}:1: {e}; the first line says what columns there are") from e
         needed = [*self.columns, *self._template_columns()]
-        places = {c: header.index(c) for c in needed if c in header} if self.has_header else \
-            {c: c for c in needed if c < len(header)}
+        places = (
+            {c: header.index(c) for c in needed if c in header}
+            if self.has_header
+            else {c: c for c in needed if c < len(header)}
+        )
         missing = [c for c in needed if c not in places]
         if missing:
             has = f"names {', '.join(map(repr, header))}" if self.has_header else f"has {len(header)} column(s)"
-            raise UserError(f"{path}:1: no column {missing[0]!r}, the line {has}; set TextFiles.columns (and template) "
-                            "to what is there: names from the first line, or numbers from 0 where it has none")
+            raise UserError(
+                f"{path}:1: no column {missing[0]!r}, the line {has}; set TextFiles.columns (and template) "
+                "to what is there: names from the first line, or numbers from 0 where it has none"
+            )
 
         def parse(line: bytes) -> dict[str, str]:
             cells = self._cells(decode(line))
@@ -145,8 +150,11 @@ class LineFormat:
         columns = [self._column(name) for _, name, _, _ in parsed if name is not None]
         odd = [c for c in columns if type(c) is not type(self.columns[0])]
         if odd or any(spec or conversion for _, _, spec, conversion in parsed):
-            raise UserError(f"TextFiles.template = {self.template!r}: between brackets stands the "
-                            + ("number" if isinstance(self.columns[0], int) else "name") + " of a column, or nothing")
+            raise UserError(
+                f"TextFiles.template = {self.template!r}: between brackets stands the "
+                + ("number" if isinstance(self.columns[0], int) else "name")
+                + " of a column, or nothing"
+            )
         return columns
 
     def _cells(self, text: str) -> list[str]:

@@ -51,7 +51,11 @@ class Index:
 
 
 def open_index(
-    files: Sequence[str], format: LineFormat, part: str = "kept", held_out: float = 0.0, max_bad_lines: int = 100,
+    files: Sequence[str],
+    format: LineFormat,
+    part: str = "kept",
+    held_out: float = 0.0,
+    max_bad_lines: int = 100,
     folder: str | None = None,
 ) -> Index:
     """The index of `files`, made if it is not there yet.
@@ -110,8 +114,9 @@ class Records:
                     try:
                         record = parse(without_end(f.readline(self._index.format.max_bytes + 2)))
                     except Malformed as e:
-                        raise UserError(f"{name}:{places['line'][j]}: {e}; the file has changed while it was used, "
-                                        "start again") from e
+                        raise UserError(
+                            f"{name}:{places['line'][j]}: {e}; the file has changed while it was used, start again"
+                        ) from e
                     out[j] = {key: text.encode() for key, text in record.items()}
         return out
 
@@ -234,8 +239,10 @@ def _size_and_time(name: str) -> tuple[int, float | str]:
 
 def _too_many(report, limit: int) -> str:
     first = next(iter(report["first"].values()))
-    return (f"{first}; {_describe_skipped(report)}, more than TextFiles.max_bad_lines = {limit}: mend the lines, or "
-            "raise it to skip them")
+    return (
+        f"{first}; {_describe_skipped(report)}, more than TextFiles.max_bad_lines = {limit}: mend the lines, or "
+        "raise it to skip them"
+    )
 
 
 def _describe_skipped(report) -> str:

@@ -67,7 +67,7 @@ class Calendar:
     early_stopping_patience: int
 
     def evaluates(self, step: int) -> bool:
-        return step == self.train_steps or bool(self.evaluate_every) and step % self.evaluate_every == 0
+        return step == self.train_steps or (bool(self.evaluate_every) and step % self.evaluate_every == 0)
 
 
 @dataclasses.dataclass
@@ -168,8 +168,10 @@ class Loop:
             self.meter.step(tokens=host.pop("tokens"))
             problem = watch.see(step, host["loss"], skipped=host.pop("skipped") > 0)
             if problem:
-                self.progress.note(f"warning: step {step}: {problem} ({watch.in_a_row} bad in a row; {watch.skipped} "
-                                   "updates left out so far)")
+                self.progress.note(
+                    f"warning: step {step}: {problem} ({watch.in_a_row} bad in a row; {watch.skipped} "
+                    "updates left out so far)"
+                )
             if step % self.calendar.log_every == 0 or step == 1:
                 host |= self.meter.window() | {"skipped_updates": watch.skipped}
                 if (peak := monitor.peak_memory()) is not None:
@@ -217,8 +219,10 @@ class Loop:
         watch, standing = self.standing.watch, self.standing
         bad = f"bad steps in a row up to step {watch.last_bad} (Health.max_bad_steps)"
         if not watch.rolls_back():
-            raise UserError(f"{bad}; lower the learning rate, set adafactor.max_grad_norm, or see Health.action and "
-                            "Health.max_rollbacks; the newest checkpoint is from before them")
+            raise UserError(
+                f"{bad}; lower the learning rate, set adafactor.max_grad_norm, or see Health.action and "
+                "Health.max_rollbacks; the newest checkpoint is from before them"
+            )
         with self.meter.paused():
             self._lagged.drain()
             self.saver.wait()
@@ -249,8 +253,9 @@ def _early_stop(best: dict, metrics: dict[str, float], name: str | None, patienc
     if name is None:
         return False
     if name not in metrics:
-        raise UserError(f"train.early_stopping_metric = {name!r} is not evaluated; there are "
-                        f"{', '.join(sorted(metrics))}")
+        raise UserError(
+            f"train.early_stopping_metric = {name!r} is not evaluated; there are {', '.join(sorted(metrics))}"
+        )
     sign = -1 if is_better_lower(name) else 1
     if best["value"] is None or sign * metrics[name] > sign * best["value"]:
         best.update(value=metrics[name], bad=0)

@@ -3,10 +3,10 @@
 import dataclasses
 import math
 
-import gin
 import jax
 import jax.numpy as jnp
 
+import gin
 from t5x_lite.errors import UserError
 
 

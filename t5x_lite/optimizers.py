@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import optax
 
+import gin
 from t5x_lite.partitioning import path_name
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -79,12 +79,16 @@ class Optimizer:
         before, params = params, optax.apply_updates(params, updates)
         if mask is not None:
             params = jax.tree.map(jnp.where, mask, params, before)
-        return params, state, {
-            "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(masked(updates)),
-            "param_norm": optax.tree.norm(params),
-        }
+        return (
+            params,
+            state,
+            {
+                "learning_rate": learning_rate,
+                "grad_norm": grad_norm,
+                "update_norm": optax.tree.norm(masked(updates)),
+                "param_norm": optax.tree.norm(params),
+            },
+        )
 
 
 @gin.configurable(module="t5x_lite")

@@ -13,12 +13,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import gin
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import gin
 from t5x_lite import together
 from t5x_lite.errors import UserError, first_line
 
@@ -107,11 +107,15 @@ class MeshConfig:
             raise UserError(f"JAX finds no devices ({first_line(e)}): see to drivers and JAX_PLATFORMS") from e
         found = f"JAX found {len(devices)} {devices[0].platform} device(s)"
         if self.platform is not None and devices[0].platform != self.platform:
-            raise UserError(f"Mesh.platform = {self.platform!r}, but {found}: see to drivers and jax[{self.platform}], "
-                            "or use another file of gin/mesh")
+            raise UserError(
+                f"Mesh.platform = {self.platform!r}, but {found}: see to drivers and jax[{self.platform}], "
+                "or use another file of gin/mesh"
+            )
         if self.num_devices is not None and len(devices) != self.num_devices:
-            raise UserError(f"Mesh.num_devices = {self.num_devices}, but {found} in {jax.process_count()} process(es): "
-                            "see to those that are missing, or set what is there")
+            raise UserError(
+                f"Mesh.num_devices = {self.num_devices}, but {found} in {jax.process_count()} process(es): "
+                "see to those that are missing, or set what is there"
+            )
         return devices
 
 
@@ -125,11 +129,14 @@ def _arranged(devices, sizes: tuple[int, ...]) -> np.ndarray:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     if sizes[0] % len(slices):
         shape = dict(zip(MESH_AXES, sizes, strict=True))
-        raise UserError(f"MESH = {shape}: the {len(slices)} slices are joined by the network alone and share the axis "
-                        f"{MESH_AXES[0]}; make it a multiple of {len(slices)}")
+        raise UserError(
+            f"MESH = {shape}: the {len(slices)} slices are joined by the network alone and share the axis "
+            f"{MESH_AXES[0]}; make it a multiple of {len(slices)}"
+        )
     own = (sizes[0] // len(slices), *sizes[1:])
-    return mesh_utils.create_hybrid_device_mesh(own, (len(slices), *(1,) * len(own[1:])), devices,
-                                                allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        own, (len(slices), *(1,) * len(own[1:])), devices, allow_split_physical_axes=True
+    )
 
 
 def _introduce(mesh: Mesh) -> None:
@@ -142,8 +149,13 @@ def _introduce(mesh: Mesh) -> None:
     zeros = place(np.zeros(1, np.float32), everywhere)
     axes = [axis for axis, size in mesh.shape.items() if size > 1]
     for chosen in itertools.chain.from_iterable(itertools.combinations(axes, n + 1) for n in range(len(axes))):
-        add = jax.shard_map(functools.partial(jax.lax.psum, axis_name=chosen), mesh=mesh, in_specs=PartitionSpec(),
-                            out_specs=PartitionSpec(), check_vma=False)
+        add = jax.shard_map(
+            functools.partial(jax.lax.psum, axis_name=chosen),
+            mesh=mesh,
+            in_specs=PartitionSpec(),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
         compiled = jax.jit(add).lower(zeros).compile()
         together.gathered("introduced", "")
         compiled(zeros).block_until_ready()
@@ -253,8 +265,9 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     if partitioner is None or partitioner.mesh.devices.size == 1:
         return x
     spec = partitioner.spec(logical_axes)
-    spec = PartitionSpec(*(axes if partitioner.divides((n,), (axes,)) else None
-                           for n, axes in zip(x.shape, spec, strict=True)))
+    spec = PartitionSpec(
+        *(axes if partitioner.divides((n,), (axes,)) else None for n, axes in zip(x.shape, spec, strict=True))
+    )
     return jax.lax.with_sharding_constraint(x, NamedSharding(partitioner.mesh, spec))
 
 

@@ -45,6 +45,7 @@ class Peer:
 
 def judge(peers: Sequence[Peer], now: float, lost_seconds: float, hang_seconds: float | None) -> dict[str, Any] | None:
     """What is to be said to all: {"code": exit code, "text": one line, "stacks": whether to print them}, or None."""
+
     def name(i):
         return f"process {i} of {len(peers)} on {peers[i].host}"
 
@@ -56,19 +57,26 @@ def judge(peers: Sequence[Peer], now: float, lost_seconds: float, hang_seconds: 
             return {"code": end["code"], "text": f"{name(i)} failed ({end['why']}), so this one stops, too"}
     lost = [i for i, peer in enumerate(peers) if now - peer.came > lost_seconds]
     if lost:
-        text = " and ".join(f"{name(i)} has given no sign of life for {now - peers[i].came:,.0f} s, last from {at(i)}"
-                            for i in lost)
-        return {"code": GONE, "text": f"{text} (killed, stopped, or its machine is gone): this process stops; started "
-                                      "again, the job goes on"}
+        text = " and ".join(
+            f"{name(i)} has given no sign of life for {now - peers[i].came:,.0f} s, last from {at(i)}" for i in lost
+        )
+        return {
+            "code": GONE,
+            "text": f"{text} (killed, stopped, or its machine is gone): this process stops; started "
+            "again, the job goes on",
+        }
     least = min(peer.sign["changes"] for peer in peers)
     still = min(now - peer.moved for peer in peers)
     behind = [i for i, peer in enumerate(peers) if peer.sign["changes"] == least]
     if hang_seconds is not None and still > hang_seconds and len(behind) < len(peers):
         ahead = next(i for i in range(len(peers)) if i not in behind)
         text = " and ".join(f"{name(i)} hangs at {at(i)}" for i in behind)
-        return {"code": GONE, "stacks": True,
-                "text": f"{text}, for {still:,.0f} s, while process {ahead} waits at {at(ahead)}: this process stops; "
-                        "started again, the job goes on"}
+        return {
+            "code": GONE,
+            "stacks": True,
+            "text": f"{text}, for {still:,.0f} s, while process {ahead} waits at {at(ahead)}: this process stops; "
+            "started again, the job goes on",
+        }
     return None
 
 
@@ -83,8 +91,15 @@ class Watch:
       lost_seconds, hang_seconds: see `processes.Processes`.
     """
 
-    def __init__(self, client, index: int, hosts: Sequence[str], coordinator: str, lost_seconds: float,
-                 hang_seconds: float | None):
+    def __init__(
+        self,
+        client,
+        index: int,
+        hosts: Sequence[str],
+        coordinator: str,
+        lost_seconds: float,
+        hang_seconds: float | None,
+    ):
         now = time.monotonic()
         self._client, self._index, self._coordinator = client, index, coordinator
         self._peers = [Peer(host, now, now) for host in hosts]
@@ -183,8 +198,11 @@ class Watch:
                 _end(self._without_coordinator(what))
 
     def _without_coordinator(self, what: str) -> dict[str, Any]:
-        return {"code": GONE, "text": f"process 0 of {len(self._peers)} on {self._peers[0].host} {what}: this process "
-                                      "stops; started again, the job goes on"}
+        return {
+            "code": GONE,
+            "text": f"process 0 of {len(self._peers)} on {self._peers[0].host} {what}: this process "
+            "stops; started again, the job goes on",
+        }
 
     def _mind_aborts(self) -> None:
         """JAX ends a process by abort(), in a thread of C++, as soon as the coordinator's connection breaks. It cannot

@@ -10,7 +10,6 @@ from etils import epath
 from t5x_lite.errors import UserError
 from t5x_lite.monitor import metrics_files
 
-
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -113,8 +112,18 @@ def losses_figure(runs: Mapping[str, Metrics], *, title: str = "Loss", smoothing
         for name, marker in zip(tasks, _markers()):
             steps, values = metrics[name]
             task = name.removeprefix("eval/").removesuffix("/loss")
-            axes.plot(steps, values, color=color, marker=marker, linestyle=":", linewidth=0.8, markersize=6,
-                      markeredgecolor="white", markeredgewidth=0.6, label=f"{label}: validation, {task}")
+            axes.plot(
+                steps,
+                values,
+                color=color,
+                marker=marker,
+                linestyle=":",
+                linewidth=0.8,
+                markersize=6,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                label=f"{label}: validation, {task}",
+            )
             shown.append(values)
             lengths.append(steps[-1])
     finite = np.concatenate([v[np.isfinite(v)] for v in shown]) if shown else np.array([])
@@ -170,7 +179,7 @@ def svg(figure) -> str:
     # Else each drawing of a figure has other names in it, and other bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "t5x-lite"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg"):]
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _markers():
@@ -183,5 +192,14 @@ def _mark_divergence(axes, steps, values, color, label):
     broken = ~np.isfinite(values)
     onset = broken & ~np.concatenate([[False], broken[:-1]])
     if onset.any():
-        axes.plot(steps[onset], np.zeros(onset.sum()), color=color, marker="X", markersize=9, linestyle="",
-                  clip_on=False, transform=axes.get_xaxis_transform(), label=f"{label}: not a number")
+        axes.plot(
+            steps[onset],
+            np.zeros(onset.sum()),
+            color=color,
+            marker="X",
+            markersize=9,
+            linestyle="",
+            clip_on=False,
+            transform=axes.get_xaxis_transform(),
+            label=f"{label}: not a number",
+        )

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-
 from t5x_lite import peers, together
 from t5x_lite.errors import UserError, first_line
 
@@ -30,8 +29,18 @@ FLAGS = {
     "process_id": ("I", "which one this is, from 0 on", "JAX_PROCESS_ID"),
 }
 # What decides what is computed, besides this project's own code.
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqio", "tensorflow", "tensorflow-text",
-             "sentencepiece")
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "seqio",
+    "tensorflow",
+    "tensorflow-text",
+    "sentencepiece",
+)
 
 
 @gin.configurable(module="t5x_lite")
@@ -114,8 +123,10 @@ def find_place(given: Mapping[str, Any], environment: Mapping[str, str] = os.env
     known = dict(given)
     if "num_processes" not in known and "process_id" not in known and "OMPI_COMM_WORLD_SIZE" in environment:
         # Open MPI 5 no longer has what JAX looks for, the coordinator's address.
-        known |= {"num_processes": int(environment["OMPI_COMM_WORLD_SIZE"]),
-                  "process_id": int(environment["OMPI_COMM_WORLD_RANK"])}
+        known |= {
+            "num_processes": int(environment["OMPI_COMM_WORLD_SIZE"]),
+            "process_id": int(environment["OMPI_COMM_WORLD_RANK"]),
+        }
     if len(known) < len(FLAGS):
         known = _ask_cluster(known)
     if known.get("num_processes") == 1 or not known:
@@ -123,8 +134,10 @@ def find_place(given: Mapping[str, Any], environment: Mapping[str, str] = os.env
     missing = [f"--{name}={form}" for name, (form, _, _) in FLAGS.items() if known.get(name) is None]
     if missing:
         said = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
-        raise UserError(f"this is one of several processes ({said}), but no cluster was found that says the rest: add "
-                        f"{' and '.join(missing)}, or run it alone with --num_processes=1")
+        raise UserError(
+            f"this is one of several processes ({said}), but no cluster was found that says the rest: add "
+            f"{' and '.join(missing)}, or run it alone with --num_processes=1"
+        )
     return Place(**known, devices=_own_devices(environment))
 
 
@@ -135,19 +148,23 @@ def _ask_cluster(known: Mapping[str, Any]) -> dict[str, Any]:
 
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            *(known.get(name) for name in FLAGS), None, None, 30)
+            *(known.get(name) for name in FLAGS), None, None, 30
+        )
     except Exception as e:  # of whatever kind: it speaks to other systems
-        raise UserError(f"this looks like a cluster, but it does not say who is who ({first_line(e)}): give "
-                        "--coordinator, --num_processes and --process_id, or --num_processes=1 for this process alone"
-                        ) from e
+        raise UserError(
+            f"this looks like a cluster, but it does not say who is who ({first_line(e)}): give "
+            "--coordinator, --num_processes and --process_id, or --num_processes=1 for this process alone"
+        ) from e
     return {name: value for name, value in zip(FLAGS, found[:3], strict=True) if value is not None}
 
 
 def _own_devices(environment: Mapping[str, str]) -> tuple[int, ...] | None:
     """The GPU of a process that shares its machine with others of the job, and sees more GPUs than one."""
     local = environment.get("SLURM_LOCALID", environment.get("OMPI_COMM_WORLD_LOCAL_RANK"))
-    alone = (environment.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
-             or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1")
+    alone = (
+        environment.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0] == "1"
+        or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+    )
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     if local is None or alone or (visible and "," not in visible) or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
@@ -180,14 +197,22 @@ def start(place: Place | None, waits: Processes, facts: Mapping[str, str], preem
     last_resort = int(2 * waits.lost_seconds) + 60
     try:
         jax.distributed.initialize(
-            place.coordinator, place.num_processes, place.process_id, place.devices,
-            cluster_detection_method="deactivate", initialization_timeout=waits.start_seconds,
-            heartbeat_timeout_seconds=last_resort, shutdown_timeout_seconds=last_resort)
+            place.coordinator,
+            place.num_processes,
+            place.process_id,
+            place.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=waits.start_seconds,
+            heartbeat_timeout_seconds=last_resort,
+            shutdown_timeout_seconds=last_resort,
+        )
     except Exception as e:  # of several kinds, by what went wrong in the connection
         what = "cannot listen" if not place.process_id else "finds no coordinator"
-        raise UserError(f"{me} {what} at {place.coordinator}, or others did not come within {waits.start_seconds} s "
-                        f"({first_line(e)}): see --coordinator, --num_processes and --process_id of all processes, and "
-                        "Processes.start_seconds") from e
+        raise UserError(
+            f"{me} {what} at {place.coordinator}, or others did not come within {waits.start_seconds} s "
+            f"({first_line(e)}): see --coordinator, --num_processes and --process_id of all processes, and "
+            "Processes.start_seconds"
+        ) from e
     from jax._src import distributed  # the public module does not hand out the client
 
     client = distributed.global_state.client
@@ -195,7 +220,8 @@ def start(place: Place | None, waits: Processes, facts: Mapping[str, str], preem
     together.join(member)
     hosts = together.gathered("hosts", socket.gethostname())
     member.watch = peers.Watch(
-        client, place.process_id, hosts, place.coordinator, waits.lost_seconds, waits.hang_seconds)
+        client, place.process_id, hosts, place.coordinator, waits.lost_seconds, waits.hang_seconds
+    )
     _check_alike({"--num_processes": str(place.num_processes), **facts, **_versions()})
     _check_devices(me, place.coordinator)
 
@@ -222,11 +248,14 @@ def differences(everyone: Sequence[Mapping[str, str]]) -> str:
         for value in dict.fromkeys(values):
             if value != usual:
                 who = [str(i) for i, other in enumerate(values) if other == value]
-                parts.append(f"process {', '.join(who)} has {name} = {_short(value)}, process {values.index(usual)} "
-                             f"{_short(usual)}")
+                parts.append(
+                    f"process {', '.join(who)} has {name} = {_short(value)}, process {values.index(usual)} "
+                    f"{_short(usual)}"
+                )
     more = f"; and {len(parts) - 3} more" if len(parts) > 3 else ""
-    return (f"the processes are not alike: {'; '.join(parts[:3])}{more}; start all of them with the same command and "
-            "code")
+    return (
+        f"the processes are not alike: {'; '.join(parts[:3])}{more}; start all of them with the same command and code"
+    )
 
 
 def _short(text: str) -> str:
@@ -292,8 +321,10 @@ def fail(code: int, why: str, problem: BaseException) -> None:
         return
     if member.watch:
         if _may_be_anothers(problem):
-            _say(f"t5x-lite: an exchange with the other processes failed ({first_line(problem)}); who is gone will be "
-                 "known in a moment")
+            _say(
+                f"t5x-lite: an exchange with the other processes failed ({first_line(problem)}); who is gone will be "
+                "known in a moment"
+            )
             member.watch.wait_for_verdict()
         member.watch.tell(code, why)
     sys.stdout.flush()

@@ -44,8 +44,9 @@ def lock(folder: epath.Path) -> Iterator[None]:
         except BlockingIOError as e:
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise UserError(f"MODEL_DIR = {folder} is in use by {owner}: stop that run first, or give this one another "
-                            "MODEL_DIR") from e
+            raise UserError(
+                f"MODEL_DIR = {folder} is in use by {owner}: stop that run first, or give this one another MODEL_DIR"
+            ) from e
         except OSError as e:
             print(f"note: {folder} cannot be locked ({e.strerror}): see to it that no other run uses it")
         file.truncate(0)
@@ -63,7 +64,9 @@ def _sign(folder: epath.Path) -> None:
     except Exception as e:
         if not buckets.is_failure_of_access(e):
             raise
-        raise UserError(f"MODEL_DIR = {folder} cannot be written to ({first_line(e)}): mend that, or name another") from e
+        raise UserError(
+            f"MODEL_DIR = {folder} cannot be written to ({first_line(e)}): mend that, or name another"
+        ) from e
     print(f"note: {folder} cannot be locked, it was last used by {before}: see to it that no other run uses it now")
 
 
@@ -122,8 +125,9 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 
-def check_unchanged(before: Mapping[str, Any], meaning: Mapping[str, str], bindings: Mapping[str, str], allowed: bool,
-                    say) -> None:
+def check_unchanged(
+    before: Mapping[str, Any], meaning: Mapping[str, str], bindings: Mapping[str, str], allowed: bool, say
+) -> None:
     """Prints what differs from the configuration that a checkpoint was saved with.
 
     Args:
@@ -138,8 +142,10 @@ def check_unchanged(before: Mapping[str, Any], meaning: Mapping[str, str], bindi
     changed = _changes(before.get("meaning", {}), meaning)
     step = before["step"]
     if changed and not allowed:
-        raise UserError(f"step {step} was saved by a run with another {', another '.join(changed)}: set it back, use "
-                        "another MODEL_DIR, or say --allow_config_change")
+        raise UserError(
+            f"step {step} was saved by a run with another {', another '.join(changed)}: set it back, use "
+            "another MODEL_DIR, or say --allow_config_change"
+        )
     told = _changes(before.get("bindings", {}), bindings)
     for line in dict.fromkeys([*changed, *told]):
         say(f"changed since step {step}: {line}")
@@ -147,5 +153,6 @@ def check_unchanged(before: Mapping[str, Any], meaning: Mapping[str, str], bindi
 
 def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """One line for each name that both know with different values."""
-    return [f"{name} ({before[name]} then, {now[name]} now)" for name in before if name in now and
-            before[name] != now[name]]
+    return [
+        f"{name} ({before[name]} then, {now[name]} now)" for name in before if name in now and before[name] != now[name]
+    ]

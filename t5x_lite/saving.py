@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 
 import gin
-
 from t5x_lite import together
 from t5x_lite.errors import UserError, first_line
 
@@ -33,9 +32,11 @@ class Keep:
     metric: str | None = None
 
     def __post_init__(self):
-        if self.last is not None and self.last < 1 or self.every is not None and self.every < 1 or self.best < 0:
-            raise UserError(f"Keep.last = {self.last!r} and Keep.every = {self.every!r} are at least 1 or None, and "
-                            f"Keep.best = {self.best!r} is at least 0")
+        if (self.last is not None and self.last < 1) or (self.every is not None and self.every < 1) or self.best < 0:
+            raise UserError(
+                f"Keep.last = {self.last!r} and Keep.every = {self.every!r} are at least 1 or None, and "
+                f"Keep.best = {self.best!r} is at least 0"
+            )
         if bool(self.best) != bool(self.metric):
             raise UserError("Keep.best and Keep.metric go together: how many, and by which metric")
 
@@ -80,8 +81,10 @@ class Retry:
 
     def __post_init__(self):
         if self.seconds < 0 or self.max_seconds < 0 or self.failures < 1:
-            raise UserError(f"Retry.seconds = {self.seconds!r} and Retry.max_seconds = {self.max_seconds!r} are not "
-                            f"negative, and Retry.failures = {self.failures!r} is at least 1")
+            raise UserError(
+                f"Retry.seconds = {self.seconds!r} and Retry.max_seconds = {self.max_seconds!r} are not "
+                f"negative, and Retry.failures = {self.failures!r} is at least 1"
+            )
 
 
 class Saver:
@@ -93,8 +96,14 @@ class Saver:
       say: is given what a person should know.
     """
 
-    def __init__(self, checkpointer, retry: Retry, say: Callable[[str], None],
-                 clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep):
+    def __init__(
+        self,
+        checkpointer,
+        retry: Retry,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
         self._checkpointer, self._retry, self._say = checkpointer, retry, say
         self._clock, self._sleep = clock, sleep
         self._failures = 0
@@ -163,8 +172,9 @@ class Saver:
             result = call()
         except Exception as e:  # of whatever kind: a run that could go on must not die of it
             problem = e
-        said = together.gathered("saved", f"{type(problem).__name__}: {first_line(problem)}" if problem else
-                                  _SAVING if result else "")
+        said = together.gathered(
+            "saved", f"{type(problem).__name__}: {first_line(problem)}" if problem else _SAVING if result else ""
+        )
         failed = [text for text in said if text not in ("", _SAVING)]
         if failed:
             self._saving = None
@@ -186,7 +196,11 @@ class Saver:
         newest = f"the newest checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
         what = f"saving step {step} failed ({why})"
         if self._failures >= self._retry.failures:
-            raise UserError(f"{what}, {self._failures} times in a row by now; {newest}. Make room or give access in "
-                            f"{self._checkpointer.folder} and start again, or raise Retry.failures") from problem
-        self._say(f"warning: {what}, failure {self._failures} of {self._retry.failures}; {newest}; trying again in "
-                  f"{wait:,.0f} s")
+            raise UserError(
+                f"{what}, {self._failures} times in a row by now; {newest}. Make room or give access in "
+                f"{self._checkpointer.folder} and start again, or raise Retry.failures"
+            ) from problem
+        self._say(
+            f"warning: {what}, failure {self._failures} of {self._retry.failures}; {newest}; trying again in "
+            f"{wait:,.0f} s"
+        )

@@ -16,20 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np  # noqa: E402
-import seqio  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import seqio
+import tensorflow as tf
 
-from t5x_lite import seqio_cache, seqio_sources  # noqa: E402
-from t5x_lite.data import Row, derive_seed, permute  # noqa: E402
-from t5x_lite.errors import UserError  # noqa: E402
-from t5x_lite.seqio_names import check_lengths, check_named, find, vocabulary_of  # noqa: E402
-from t5x_lite.seqio_packing import (  # noqa: E402
-    EncDecFeatureConverter,
-    LMFeatureConverter,
-    PrefixLMFeatureConverter,
-)
-from t5x_lite.seqio_sources import plain_name  # noqa: E402
+from t5x_lite import seqio_cache, seqio_sources
+from t5x_lite.data import Row, derive_seed, permute
+from t5x_lite.errors import UserError
+from t5x_lite.seqio_names import check_lengths, check_named, find, vocabulary_of
+from t5x_lite.seqio_packing import EncDecFeatureConverter, LMFeatureConverter, PrefixLMFeatureConverter
+from t5x_lite.seqio_sources import plain_name
 
 # More than any task makes of a record on average: the room in which a mixture's block is shuffled.
 EXAMPLES_A_RECORD = 16
@@ -46,7 +42,10 @@ tf.config.set_visible_devices([], "GPU")
 
 
 def convert(
-    dataset: tf.data.Dataset, lengths: Mapping[str, int], packing: bool, architecture: str = "encoder_decoder",
+    dataset: tf.data.Dataset,
+    lengths: Mapping[str, int],
+    packing: bool,
+    architecture: str = "encoder_decoder",
     loss_on_targets_only: bool = True,
 ) -> tf.data.Dataset:
     """A task's examples as a model's rows. Some have targets alone; some are rows already, and stay as they are."""
@@ -127,12 +126,17 @@ class SeqioBlocks:
         check_lengths(self._provider, config.feature_lengths)
         mixture = isinstance(self._provider, seqio.Mixture)
         self._records = [
-            _open_records(task, config.split) if config.cache_dir is None else
-            seqio_cache.open_cached(config.cache_dir, task, config.split) for task in self._tasks]
+            _open_records(task, config.split)
+            if config.cache_dir is None
+            else seqio_cache.open_cached(config.cache_dir, task, config.split)
+            for task in self._tasks
+        ]
         self.seekable = all(records is not None for records in self._records)
         if not self.seekable:
-            print(f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
-                  + ("its stream" if mixture else "the current epoch"))
+            print(
+                f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
+                + ("its stream" if mixture else "the current epoch")
+            )
         self.vocabulary = vocabulary_of(self._provider)
         self._architecture = architecture
         self._try_out()
@@ -141,14 +145,18 @@ class SeqioBlocks:
     def _try_out(self) -> None:
         """Builds a pipeline: what is wrong in an objective is said before the first step; gin sees what it reads."""
         if self.seekable:
-            made = [self._examples(task, seqio_sources.read(records, np.arange(1)), 0)
-                    for task, records in zip(self._tasks, self._records, strict=True)]
+            made = [
+                self._examples(task, seqio_sources.read(records, np.arange(1)), 0)
+                for task, records in zip(self._tasks, self._records, strict=True)
+            ]
         else:
             made = [self._epoch_block(0, 0, 0)]
         for_encoders = {"inputs", "encoder_input_tokens"}
         if self._architecture == "encoder_decoder" and any(not for_encoders & set(d.element_spec) for d in made):
-            raise UserError(f"{plain_name(self._provider.name)} makes no inputs for an encoder to read: choose another "
-                            "task or objective, or a language model (--gin_file=models/study/causal_lm.gin)")
+            raise UserError(
+                f"{plain_name(self._provider.name)} makes no inputs for an encoder to read: choose another "
+                "task or objective, or a language model (--gin_file=models/study/causal_lm.gin)"
+            )
 
     def _shares_of(self, mixture: seqio.Mixture) -> np.ndarray:
         """Of the records that are read, those of each task."""
@@ -161,13 +169,18 @@ class SeqioBlocks:
 
     def _examples_of_a_record(self, task: seqio.Task, records) -> float:
         """Counted on the same records, with the same random numbers, in every run of a seed."""
-        number, seed = min(len(records), COUNTED_RECORDS), derive_seed(self._config.seed, plain_name(task.name), "count")
+        number, seed = (
+            min(len(records), COUNTED_RECORDS),
+            derive_seed(self._config.seed, plain_name(task.name), "count"),
+        )
         chosen = permute(np.arange(number), len(records), seed)
         dataset = self._examples(task, seqio_sources.read(records, chosen), seed)
         counted = steady(dataset).reduce(np.int64(0), lambda count, _: count + 1).numpy()
         if not counted:
-            raise UserError(f"{plain_name(task.name)} makes no example of {number:,} of its {len(records):,} records: "
-                            f"take it out of {plain_name(self._provider.name)}, or see what its preprocessors drop")
+            raise UserError(
+                f"{plain_name(task.name)} makes no example of {number:,} of its {len(records):,} records: "
+                f"take it out of {plain_name(self._provider.name)}, or see what its preprocessors drop"
+            )
         return counted / number
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
@@ -188,7 +201,8 @@ class SeqioBlocks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return convert(
-                dataset, config.feature_lengths, config.packing, self._architecture, config.loss_on_targets_only)
+                dataset, config.feature_lengths, config.packing, self._architecture, config.loss_on_targets_only
+            )
 
     def _records_block(self, stream: int, k: int, seed: int) -> tf.data.Dataset | None:
         datasets = []
@@ -235,7 +249,11 @@ class SeqioBlocks:
         else:
             task, more = seqio_cache.after_cache(task, _Records(records, tokens=True))
         dataset = task.get_dataset(
-            sequence_length=lengths, split="train", shuffle=False, seed=seed + more, num_epochs=1,
+            sequence_length=lengths,
+            split="train",
+            shuffle=False,
+            seed=seed + more,
+            num_epochs=1,
             try_in_mem_cache=False,
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np  # noqa: E402
-import seqio  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from etils import epath  # noqa: E402
+import numpy as np
+import seqio
+import tensorflow as tf
+from etils import epath
 
-from t5x_lite.data import derive_seed  # noqa: E402
-from t5x_lite.errors import UserError  # noqa: E402
-from t5x_lite.seqio_sources import plain_name  # noqa: E402
+from t5x_lite.data import derive_seed
+from t5x_lite.errors import UserError
+from t5x_lite.seqio_sources import plain_name
 
 _LENGTH = struct.Struct("<Q")  # a TFRecord: length, its checksum (4 bytes), the record, its checksum (4 bytes)
 
@@ -57,7 +57,8 @@ def write_shard(
     """
     own = derive_seed(seed, plain_name(task.name), split, shard)
     dataset = task.source.get_dataset(
-        split=split, shuffle=False, seed=own, shard_info=seqio.ShardInfo(shard, shards) if shards > 1 else None)
+        split=split, shuffle=False, seed=own, shard_info=seqio.ShardInfo(shard, shards) if shards > 1 else None
+    )
     dataset = task.preprocess_precache(dataset, seed=own).prefetch(16)
     described = {name: _describe(spec) for name, spec in dataset.element_spec.items()}
     sums, most, since = Counter(), Counter(), 0
@@ -86,8 +87,10 @@ def finish_split(folder: str, split: str, shards: int, parts: Iterable[tuple[dic
         most |= some_most
     info = {"num_shards": shards, "features": described, "seqio_version": seqio.__version__}
     stats = {"examples": sums["examples"], **sums, **most}
-    for path, content in ((seqio.utils.get_cached_info_path(folder, split), info),
-                          (seqio.utils.get_cached_stats_path(folder, split), stats)):
+    for path, content in (
+        (seqio.utils.get_cached_info_path(folder, split), info),
+        (seqio.utils.get_cached_stats_path(folder, split), stats),
+    ):
         epath.Path(path).write_text(json.dumps(content, indent=2, sort_keys=True))
     return stats
 
@@ -124,8 +127,12 @@ class CachedRecords:
         self._files = [_shard_file(os.fspath(folder), split, shard, shards) for shard in range(shards)]
         places = [_offsets(file) for file in self._files]
         # (shard, offset) in the order of the items
-        self._places = [(shard, offsets[i]) for i in range(max(map(len, places), default=0))
-                        for shard, offsets in enumerate(places) if i < len(offsets)]
+        self._places = [
+            (shard, offsets[i])
+            for i in range(max(map(len, places), default=0))
+            for shard, offsets in enumerate(places)
+            if i < len(offsets)
+        ]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -177,8 +184,10 @@ def open_cached(folder: str, task: seqio.Task, split: str) -> CachedRecords:
     """
     place = task_folder(folder, task)
     if not (place / "COMPLETED").exists():
-        raise UserError(f"SeqioSource.cache_dir = {folder!r} has no {task.name}: run t5x-lite cache "
-                        f"--task={plain_name(task.name)} --output_dir={folder}, with the vocabulary of this run")
+        raise UserError(
+            f"SeqioSource.cache_dir = {folder!r} has no {task.name}: run t5x-lite cache "
+            f"--task={plain_name(task.name)} --output_dir={folder}, with the vocabulary of this run"
+        )
     if not epath.Path(seqio.utils.get_cached_info_path(os.fspath(place), split)).exists():
         raise UserError(f"{place} has no split {split!r}: cache the task once more, with that split in cache.splits")
     return CachedRecords(place, split)

@@ -33,7 +33,10 @@ class EvaluationData:
 
     def _read(self, task: seqio.Task) -> dict[str, np.ndarray]:
         dataset = task.get_dataset(
-            sequence_length=dict(self._config.feature_lengths), split=self._config.split, shuffle=False, seed=SEED,
+            sequence_length=dict(self._config.feature_lengths),
+            split=self._config.split,
+            shuffle=False,
+            seed=SEED,
             try_in_mem_cache=False,
         )
         dataset = dataset.map(lambda example: {key: example[key] for key in task.output_features if key in example})
@@ -74,7 +77,8 @@ class EvaluationData:
             return [(i, row.tolist()) for (i, _), row in zip(indexed, ids, strict=True)]
 
         metrics, outputs = self._evaluator.evaluate(
-            compute_metrics=together.first(), predict_fn=predict, score_fn=_no_scores)
+            compute_metrics=together.first(), predict_fn=predict, score_fn=_no_scores
+        )
         return together.from_first("metrics", lambda: self._results(metrics.result(), outputs))
 
     def _results(self, metrics, outputs) -> dict[str, tuple[dict[str, float], list[dict[str, str]]]]:

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import seqio  # noqa: E402
+import seqio
 
-from t5x_lite import text_files, vocabularies  # noqa: E402
-from t5x_lite.data import FallbackVocabulary, derive_seed  # noqa: E402
-from t5x_lite.errors import UserError, did_you_mean, nearest  # noqa: E402
-from t5x_lite.seqio_sources import plain_name  # noqa: E402
-from t5x_lite.text_files import TextFiles  # noqa: E402
+from t5x_lite import text_files, vocabularies
+from t5x_lite.data import FallbackVocabulary, derive_seed
+from t5x_lite.errors import UserError, did_you_mean, nearest
+from t5x_lite.seqio_sources import plain_name
+from t5x_lite.text_files import TextFiles
 
 Provider = seqio.Task | seqio.Mixture
 
@@ -108,8 +108,9 @@ def check_lengths(provider: Provider, lengths: Mapping[str, int]) -> None:
 def check_named(features: Iterable[str], lengths: Mapping[str, int]) -> None:
     """UserError if one of the features has no length."""
     if missing := [name for name in features if name not in lengths]:
-        raise UserError(f"TASK_FEATURE_LENGTHS lacks {', '.join(missing)}; for example "
-                        '{"inputs": 512, "targets": 114}')
+        raise UserError(
+            f'TASK_FEATURE_LENGTHS lacks {", ".join(missing)}; for example {{"inputs": 512, "targets": 114}}'
+        )
 
 
 # Registered by a module ----------------------------------------------------------------------------------------------
@@ -140,9 +141,7 @@ def _with_vocabulary(provider: Provider, vocabulary) -> Provider:
         return seqio.get_mixture_or_task(name)
     if name not in seqio.TaskRegistry.names():
         other = _to_seqio(vocabulary)
-        features = {
-            key: type(f)(**{**vars(f), "vocabulary": other}) for key, f in provider.output_features.items()
-        }
+        features = {key: type(f)(**{**vars(f), "vocabulary": other}) for key, f in provider.output_features.items()}
         seqio.TaskRegistry.add_provider(name, provider.replace(name=name, output_features=features))
     return seqio.get_mixture_or_task(name)
 
@@ -184,20 +183,28 @@ def _files(name: str, config: Names) -> TextFiles | None:
         return None
     options = config.text_files or TextFiles()
     if options.train is not None:
-        raise UserError(f"TextFiles.train = {options.train!r}, and MIXTURE_OR_TASK_NAME names {name!r}: give files of "
-                        "their own a name in TEXT_FILES")
-    several = isinstance(config.mixture_or_task_name, Mapping) and \
-        sum(text_files.is_file_name(n) for n in config.mixture_or_task_name) > 1
+        raise UserError(
+            f"TextFiles.train = {options.train!r}, and MIXTURE_OR_TASK_NAME names {name!r}: give files of "
+            "their own a name in TEXT_FILES"
+        )
+    several = (
+        isinstance(config.mixture_or_task_name, Mapping)
+        and sum(text_files.is_file_name(n) for n in config.mixture_or_task_name) > 1
+    )
     if several and (options.validation or options.test):
-        raise UserError("TextFiles.validation or .test would be that of each file of MIXTURE_OR_TASK_NAME: give files "
-                        "of their own a name in TEXT_FILES")
+        raise UserError(
+            "TextFiles.validation or .test would be that of each file of MIXTURE_OR_TASK_NAME: give files "
+            "of their own a name in TEXT_FILES"
+        )
     return dataclasses.replace(options, train=name)
 
 
 def _text_task(name: str, files: TextFiles, vocabulary: seqio.Vocabulary | None) -> seqio.Task:
     if vocabulary is None:
-        raise UserError(f"{name}: files have no vocabulary of their own; set VOCABULARY = @ByteVocabulary(), or "
-                        "@SentencePieceVocabulary() with SentencePieceVocabulary.path, or start from a checkpoint")
+        raise UserError(
+            f"{name}: files have no vocabulary of their own; set VOCABULARY = @ByteVocabulary(), or "
+            "@SentencePieceVocabulary() with SentencePieceVocabulary.path, or start from a checkpoint"
+        )
     if _make_text_task is None:
         raise UserError(f"{name}: no module of TASK_MODULES makes tasks of files; add 't5x_lite.tasks' to it")
     short = text_files.short_name(name) if text_files.is_file_name(name) else name
@@ -222,13 +229,17 @@ def _mixture(members: Mapping[str, Provider], rates: Mapping[str, float]) -> seq
         for task in provider.tasks if isinstance(provider, seqio.Mixture) else [provider]:
             other = tasks.setdefault(plain_name(task.name), asked)
             if other != asked:
-                raise UserError(f"{other!r} and {asked!r} are both called {plain_name(task.name)}; give files a name "
-                                "of their own in TEXT_FILES")
+                raise UserError(
+                    f"{other!r} and {asked!r} are both called {plain_name(task.name)}; give files a name "
+                    "of their own in TEXT_FILES"
+                )
     for provider in others:
         have, want = provider.output_features, first.output_features
         if set(have) != set(want) or any(have[key].vocabulary != want[key].vocabulary for key in want):
-            raise UserError(f"{plain_name(first.name)} and {plain_name(provider.name)} cannot be mixed, since they "
-                            "have other features or vocabularies; set VOCABULARY, or choose tasks of one kind")
+            raise UserError(
+                f"{plain_name(first.name)} and {plain_name(provider.name)} cannot be mixed, since they "
+                "have other features or vocabularies; set VOCABULARY, or choose tasks of one kind"
+            )
     marked = f"mixture#{derive_seed([(members[name].name, rate) for name, rate in rates.items()]):08x}"
     if marked in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(marked)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
-
 # Searching functions for Python's control flow takes longer than tracing them, and every block of data traces its own.
 _as_written = tf.autograph.experimental.do_not_convert
 

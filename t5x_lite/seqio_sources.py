@@ -43,8 +43,10 @@ def _check_prepared(tasks: Sequence[seqio.Task]) -> None:
     name, (task, remedy) = next(iter(missing.items()))
     others = f" (nor are {', '.join(list(missing)[1:])})" if len(missing) > 1 else ""
     folder = task.source.tfds_dataset.data_dir or tfds.core.constants.DATA_DIR
-    raise UserError(f"{plain_name(task.name)} reads the data set {name}, which is not in {folder}{others}; set "
-                    f"TFDS_DATA_DIR to the folder that has it, {remedy}")
+    raise UserError(
+        f"{plain_name(task.name)} reads the data set {name}, which is not in {folder}{others}; set "
+        f"TFDS_DATA_DIR to the folder that has it, {remedy}"
+    )
 
 
 def _name_and_remedy(loader: seqio.utils.LazyTfdsLoader) -> tuple[str, str | None]:
@@ -77,7 +79,7 @@ def read(records, indices: Iterable[int]) -> list[Mapping[str, object]]:
 
 def plain_name(name: str) -> str:
     """The registered name, without the mark of another vocabulary."""
-    return name.split("#")[0]
+    return name.split("#", maxsplit=1)[0]
 
 
 def columns(values: Sequence[object], any_length: bool = False):

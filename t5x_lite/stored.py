@@ -48,7 +48,8 @@ class Stored:
         """(meta, item -> path -> checksum); no checksums for what was converted."""
         with _reading(self.folder / "meta"):
             sealed = ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()).restore(
-                absolute(self.folder / "meta"))
+                absolute(self.folder / "meta")
+            )
         with _agreeing():
             try:
                 meta, sums = checksums.opened(sealed)
@@ -109,9 +110,11 @@ class Stored:
             return
         below = Stored(base["path"])
         if not (below.folder / "params").exists():
-            raise UserError(f"{self.folder} holds only the trained parameters, and its base checkpoint {below.folder} "
-                            "is gone: put it back there (a run that is to stand alone needs "
-                            "train.save_only_trained = False)")
+            raise UserError(
+                f"{self.folder} holds only the trained parameters, and its base checkpoint {below.folder} "
+                "is gone: put it back there (a run that is to stand alone needs "
+                "train.save_only_trained = False)"
+            )
         yield from below.with_bases()
 
     def params(self, target, may_lack: Collection[str] = ()):
@@ -138,8 +141,10 @@ class Stored:
                 params = join(params, layer.arrays("params", part, partial=not whole))
         base, own = self.meta.get("base"), self.shapes("params")
         if base and checksums.fingerprint(select(params, lambda path: path not in own)) != base["fingerprint"]:
-            raise UserError(f"{self.folder} was trained on top of {base['path']}, which holds other parameters now: "
-                            "put the old checkpoint back there")
+            raise UserError(
+                f"{self.folder} was trained on top of {base['path']}, which holds other parameters now: "
+                "put the old checkpoint back there"
+            )
         return params
 
     def _check_params(self, have: dict[str, tuple[int, ...]], expected, may_lack: Collection[str]) -> None:
@@ -150,8 +155,9 @@ class Stored:
         wrong += [f"{n} is {have[n]}, not {want[n]}" for n in sorted(want.keys() & have.keys()) if have[n] != want[n]]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise UserError(f"{self.folder} does not fit the configured model: {'; '.join(wrong[:3])}{more}; use its "
-                            "model file")
+            raise UserError(
+                f"{self.folder} does not fit the configured model: {'; '.join(wrong[:3])}{more}; use its model file"
+            )
 
     def opt_state(self, target: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's state by path.
@@ -165,8 +171,10 @@ class Stored:
         have, want = self.shapes("opt_state"), {name: leaf.shape for name, leaf in target.items()}
         differ = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
         if differ:
-            raise UserError(f"{self.folder} has another optimizer's state ({len(differ)} arrays differ, such as "
-                            f"{differ[0]}): use its optimizer and Trainable.patterns, or another MODEL_DIR")
+            raise UserError(
+                f"{self.folder} has another optimizer's state ({len(differ)} arrays differ, such as "
+                f"{differ[0]}): use its optimizer and Trainable.patterns, or another MODEL_DIR"
+            )
         return self.arrays("opt_state", target)
 
 
@@ -195,12 +203,33 @@ def absolute(path: epath.Path) -> epath.Path:
 
 
 # What reading raises where a file is missing, cut off or garbled.
-_OF_CONTENT = (ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, NotImplementedError,
-               RecursionError, EOFError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_OF_CONTENT = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+    RecursionError,
+    EOFError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
 # What it raises where the machine, the network or the rights to a file are at fault: of tensorstore's errors Python
 # makes plain ValueErrors, which begin with the name of a status.
-_OF_SURROUNDINGS = ("PERMISSION_DENIED:", "UNAUTHENTICATED:", "RESOURCE_EXHAUSTED:", "UNAVAILABLE:",
-                    "DEADLINE_EXCEEDED:", "CANCELLED:", "ABORTED:", "INTERNAL:", "UNKNOWN:")
+_OF_SURROUNDINGS = (
+    "PERMISSION_DENIED:",
+    "UNAUTHENTICATED:",
+    "RESOURCE_EXHAUSTED:",
+    "UNAVAILABLE:",
+    "DEADLINE_EXCEEDED:",
+    "CANCELLED:",
+    "ABORTED:",
+    "INTERNAL:",
+    "UNKNOWN:",
+)
 
 
 def is_damage(problem: BaseException) -> bool:
@@ -212,8 +241,10 @@ def is_damage(problem: BaseException) -> bool:
     while (cause := causes[-1].__cause__) is not None:  # Orbax wraps tensorstore's errors
         causes.append(cause)
     in_the_way = any(
-        isinstance(e, (OSError, MemoryError, jax.errors.JaxRuntimeError)) and not isinstance(e, _OF_CONTENT)
-        or str(e).startswith(_OF_SURROUNDINGS) for e in causes)
+        (isinstance(e, (OSError, MemoryError, jax.errors.JaxRuntimeError)) and not isinstance(e, _OF_CONTENT))
+        or str(e).startswith(_OF_SURROUNDINGS)
+        for e in causes
+    )
     return isinstance(causes[-1], _OF_CONTENT) and not in_the_way
 
 
@@ -247,5 +278,7 @@ def _reading(what: epath.Path):
             why = first_line(e.__cause__ or e)
             if is_damage(e):
                 raise Damaged(f"{what.parent} is damaged: its `{what.name}` cannot be read ({why})") from e
-            raise Unreadable(f"{what} cannot be read ({why}): nothing says that it is damaged; give access to it, or "
-                             "wait until it is there again, and start again") from e
+            raise Unreadable(
+                f"{what} cannot be read ({why}): nothing says that it is damaged; give access to it, or "
+                "wait until it is there again, and start again"
+            ) from e

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import gin
 import jax
 from etils import epath
 
+import gin
 from t5x_lite import buckets
 from t5x_lite.errors import UserError
 from t5x_lite.line_format import DEFAULT_COLUMNS, KINDS, LineFormat
@@ -112,8 +112,10 @@ class TextFiles:
             part, share = ("kept" if split == "train" else "held_out"), self.held_out
         index = open_index(self._files(split), self._format(split), part, share, self.max_bad_lines, self.index_folder)
         if not len(index.places):
-            raise UserError(f"{self.train}: none of {index.report['lines']} line(s) falls to {split}, with "
-                            f"TextFiles.held_out = {self.held_out}; set TextFiles.validation, or another share")
+            raise UserError(
+                f"{self.train}: none of {index.report['lines']} line(s) falls to {split}, with "
+                f"TextFiles.held_out = {self.held_out}; set TextFiles.validation, or another share"
+            )
         if index.report["skipped"] and part == "kept" and jax.process_index() == 0:
             first = next(iter(index.report["first"].values()))
             print(f"note: {self._place(split)[1]}: {index.describe_skipped()}; the first is {first}")
@@ -127,8 +129,9 @@ class TextFiles:
         if is_file_name(name):
             kind, _, path = name.partition(":")
         elif split == "train":
-            raise UserError(f"TextFiles.train = {name!r} does not say what it is; write tsv:{name}, jsonl:{name} or "
-                            f"text:{name}")
+            raise UserError(
+                f"TextFiles.train = {name!r} does not say what it is; write tsv:{name}, jsonl:{name} or text:{name}"
+            )
         else:
             kind, path = self._place("train")[0], name
         return kind, os.path.expanduser(path)

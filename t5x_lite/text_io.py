@@ -67,22 +67,33 @@ class TextInput:
         without the named column.
     """
 
-    def __init__(self, path: epath.PathLike, format: str | None = None, input_field: str | None = None,
-                 target_field: str | None = None, with_target: bool = False,
-                 with_choices: bool = False):
+    def __init__(
+        self,
+        path: epath.PathLike,
+        format: str | None = None,
+        input_field: str | None = None,
+        target_field: str | None = None,
+        with_target: bool = False,
+        with_choices: bool = False,
+    ):
         self.path = os.fspath(path)
         self.format = format or ("txt" if self.path == STANDARD else FORMATS.get(epath.Path(self.path).suffix))
         if self.format not in FORMATS.values():
-            raise UserError(f"Cannot tell the format of {self.path}: "
-                            'set infer.input_format to "txt", "tsv" or "jsonl".')
+            raise UserError(
+                f'Cannot tell the format of {self.path}: set infer.input_format to "txt", "tsv" or "jsonl".'
+            )
         if with_target and self.format == "txt":
             raise UserError(f"{self.path} has no targets to score: give a .tsv or .jsonl file.")
         if self.format == "txt" and (input_field or target_field):
-            raise UserError(f"{self.path} is plain text and has no field to name: drop infer.input_field, or set "
-                            'infer.input_format to "tsv" or "jsonl".')
+            raise UserError(
+                f"{self.path} is plain text and has no field to name: drop infer.input_field, or set "
+                'infer.input_format to "tsv" or "jsonl".'
+            )
         if with_choices and self.format != "jsonl":
-            raise UserError(f"{self.path} has no choices to rank: set infer.choices to a list of texts, or give a "
-                            '.jsonl file whose lines have a field "choices".')
+            raise UserError(
+                f"{self.path} has no choices to rank: set infer.choices to a list of texts, or give a "
+                '.jsonl file whose lines have a field "choices".'
+            )
         self._fields = (input_field, target_field)
         self._with_target, self._with_choices = with_target, with_choices
         self._read = 0  # bytes
@@ -129,7 +140,7 @@ class TextInput:
                     if name not in header:
                         raise UserError(f"{self.path} has no column {name!r}: its first line names {header}.")
                     columns[i] = header.index(name)
-        return columns[:2 if self._with_target else 1]
+        return columns[: 2 if self._with_target else 1]
 
     def _parse_cells(self, text: str) -> Record:
         cells = text.split("\t")
@@ -140,7 +151,7 @@ class TextInput:
     def _parse_json(self, text: str) -> Record:
         value = json_object(text)
         names = [given or default for given, default in zip(self._fields, DEFAULT_COLUMNS["jsonl"], strict=True)]
-        found = [text_field(value, name) for name in names[:2 if self._with_target else 1]]
+        found = [text_field(value, name) for name in names[: 2 if self._with_target else 1]]
         return Record(*found, choices=self._parse_choices(value) if self._with_choices else None)
 
     def _parse_choices(self, value: dict[str, Any]) -> tuple[str, ...]:
@@ -195,8 +206,10 @@ class FileOutput:
             before = json.loads(file.read_text())
             differ = [k for k in sorted({*before, *settings}) if before.get(k) != settings.get(k)]
             if differ:
-                raise UserError(f"{self.folder} was made with another {', '.join(differ)} "
-                                f"({before.get(differ[0])!r}, now {settings.get(differ[0])!r}): {_ANEW}")
+                raise UserError(
+                    f"{self.folder} was made with another {', '.join(differ)} "
+                    f"({before.get(differ[0])!r}, now {settings.get(differ[0])!r}): {_ANEW}"
+                )
         else:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)

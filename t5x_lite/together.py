@@ -75,8 +75,9 @@ class Member:
                 raise GivenUp(given_up[0][1])
 
     def give_up(self, turn: "Turn", why: str) -> None:
-        self._client.key_value_set(f"{self._given_up(turn)}/{self.index}", f"{why} (says process {self.index})",
-                                   allow_overwrite=True)
+        self._client.key_value_set(
+            f"{self._given_up(turn)}/{self.index}", f"{why} (says process {self.index})", allow_overwrite=True
+        )
 
     def _given_up(self, turn: "Turn") -> str:
         return f"t5x_lite/given_up/{turn.of}/{turn.number}"

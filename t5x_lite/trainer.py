@@ -93,7 +93,13 @@ def _split(num_microbatches: int, x: jax.Array) -> jax.Array:
 
 
 def train_step(
-    model: Model, optimizer: Optimizer, loss: Loss, seed: int, num_microbatches: int, state: TrainState, batch: Batch,
+    model: Model,
+    optimizer: Optimizer,
+    loss: Loss,
+    seed: int,
+    num_microbatches: int,
+    state: TrainState,
+    batch: Batch,
     trainable: Trainable = ALL,
 ) -> tuple[TrainState, Metrics]:
     """One update. Metrics are float scalars; `tokens` counts the real input and target tokens of the global batch, and
@@ -189,7 +195,13 @@ class Trainer:
     @functools.cached_property
     def _step(self):
         step = functools.partial(
-            train_step, self.model, self.optimizer, self.loss, self.seed, self.num_microbatches, trainable=self.trainable
+            train_step,
+            self.model,
+            self.optimizer,
+            self.loss,
+            self.seed,
+            self.num_microbatches,
+            trainable=self.trainable,
         )
         return jax.jit(
             step,

@@ -41,7 +41,8 @@ def fits(value: Any, annotation: Any) -> bool:
         return all(fits(item, arguments[0]) for item in value)
     if origin in (dict, collections.abc.Mapping):
         return isinstance(value, dict) and all(
-            fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items())
+            fits(k, arguments[0]) and fits(v, arguments[1]) for k, v in value.items()
+        )
     if origin is Callable or origin is collections.abc.Callable:
         return callable(value)
     # A class: only gin makes its objects.
@@ -57,7 +58,7 @@ def _reference_fits(reference: gin_config.ConfigurableReference, annotation: Any
         made = inspect.signature(made).return_annotation
     if not isinstance(made, type) or made is inspect.Parameter.empty or not isinstance(annotation, type):
         return True
-    return issubclass(made, annotation) or made in (int, float) and annotation in (int, float)
+    return issubclass(made, annotation) or (made in (int, float) and annotation in (int, float))
 
 
 def words(annotation: Any) -> str:

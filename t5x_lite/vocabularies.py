@@ -12,10 +12,10 @@ import logging
 import struct
 from collections.abc import Iterable
 
-import gin
 import sentencepiece
 from etils import epath
 
+import gin
 from t5x_lite.errors import UserError
 
 PAD_ID = 0
@@ -41,28 +41,37 @@ class SentencePieceVocabulary:
         if all(present):  # a model that came out of a checkpoint or of seqio, or extra_ids=0
             self._sp = base
         elif any(present):
-            raise UserError(f"The sentencepiece model has {sum(present)} of the {extra_ids} sentinels "
-                            f"<extra_id_0> ... asked for: set extra_ids={sum(present)}.")
+            raise UserError(
+                f"The sentencepiece model has {sum(present)} of the {extra_ids} sentinels "
+                f"<extra_id_0> ... asked for: set extra_ids={sum(present)}."
+            )
         else:
-            self._sp = _processor(model_proto + b"".join(
-                _user_defined_piece(piece) for piece in (reversed(sentinels) if reverse_extra_ids else sentinels)))
+            self._sp = _processor(
+                model_proto
+                + b"".join(
+                    _user_defined_piece(piece) for piece in (reversed(sentinels) if reverse_extra_ids else sentinels)
+                )
+            )
         self.extra_ids = extra_ids
         # Written out again by the library, so that equal models are equal bytes whoever put the sentinels in.
         self.model_proto = self._sp.serialized_model_proto()
         if self._sp.pad_id() != PAD_ID:
             logging.getLogger(__name__).warning(
                 "The sentencepiece model has pad id %d, but id 0 is treated as padding: train it with pad_id=0.",
-                self._sp.pad_id())
+                self._sp.pad_id(),
+            )
 
     @classmethod
-    def from_path(cls, path: epath.PathLike, extra_ids: int = 100,
-                  reverse_extra_ids: bool = True) -> "SentencePieceVocabulary":
+    def from_path(
+        cls, path: epath.PathLike, extra_ids: int = 100, reverse_extra_ids: bool = True
+    ) -> "SentencePieceVocabulary":
         """Reads a `.model` file (local or remote). Raises UserError where it is missing or not a model."""
         try:
             model_proto = epath.Path(path).read_bytes()
         except OSError as e:
-            raise UserError(f"Cannot read the sentencepiece model {path} ({type(e).__name__}): "
-                            "check SentencePieceVocabulary.path.") from e
+            raise UserError(
+                f"Cannot read the sentencepiece model {path} ({type(e).__name__}): check SentencePieceVocabulary.path."
+            ) from e
         try:
             return cls(model_proto, extra_ids, reverse_extra_ids)
         except UserError as e:
@@ -113,15 +122,18 @@ class SentencePieceVocabulary:
             if key & 7 != _LENGTH_DELIMITED:
                 raise UserError("The sentencepiece model has fields of an unknown kind: give it as it was trained.")
             length, at = _read_varint(proto, at)
-            body, at = proto[at:at + length], at + length
+            body, at = proto[at : at + length], at + length
             if not (key >> 3 == 1 and _piece_text(body) in sentinels):
                 kept.append(proto[start:at])
         return b"".join(kept)
 
     def to_dict(self) -> dict:
         """JSON-able: {"kind", "model_proto" (base64, sentinels included), "extra_ids"}."""
-        return {"kind": "sentencepiece", "model_proto": base64.b64encode(self.model_proto).decode("ascii"),
-                "extra_ids": self.extra_ids}
+        return {
+            "kind": "sentencepiece",
+            "model_proto": base64.b64encode(self.model_proto).decode("ascii"),
+            "extra_ids": self.extra_ids,
+        }
 
     def __eq__(self, other) -> bool:
         return isinstance(other, SentencePieceVocabulary) and self.model_proto == other.model_proto
@@ -133,8 +145,10 @@ class SentencePieceVocabulary:
         return type(self), (self.model_proto, self.extra_ids)
 
     def __repr__(self) -> str:
-        return (f"SentencePieceVocabulary({self.vocab_size} ids, {self.extra_ids} of them sentinels, "
-                f"sha256 {hashlib.sha256(self.model_proto).hexdigest()[:12]})")
+        return (
+            f"SentencePieceVocabulary({self.vocab_size} ids, {self.extra_ids} of them sentinels, "
+            f"sha256 {hashlib.sha256(self.model_proto).hexdigest()[:12]})"
+        )
 
 
 class ByteVocabulary:
@@ -167,7 +181,8 @@ class ByteVocabulary:
         """Text of `ids` up to the first EOS; special ids, sentinels and bytes that are not UTF-8 are left out."""
         ids = _up_to_eos([int(i) for i in ids], self.eos_id)
         return bytes(i - self._SPECIAL_IDS for i in ids if self._SPECIAL_IDS <= i < self._BASE_SIZE).decode(
-            "utf-8", errors="ignore")
+            "utf-8", errors="ignore"
+        )
 
     def to_dict(self) -> dict:
         """JSON-able: {"kind", "extra_ids"}."""
@@ -194,8 +209,10 @@ def from_dict(d: dict) -> Vocabulary:
         if d["kind"] == "bytes":
             return ByteVocabulary(d["extra_ids"])
     except (KeyError, TypeError, binascii.Error) as e:
-        raise UserError(f"The description of the vocabulary is damaged ({type(e).__name__}: {e}): "
-                        "bind a vocabulary, e.g. @SentencePieceVocabulary().") from e
+        raise UserError(
+            f"The description of the vocabulary is damaged ({type(e).__name__}: {e}): "
+            "bind a vocabulary, e.g. @SentencePieceVocabulary()."
+        ) from e
     raise UserError(f"Unknown kind of vocabulary {d['kind']!r}: known are 'sentencepiece' and 'bytes'.")
 
 
@@ -211,8 +228,10 @@ def from_seqio(vocabulary) -> Vocabulary:
         return SentencePieceVocabulary(vocabulary.sp_model, vocabulary.extra_ids)
     if any(cls.__name__ == "ByteVocabulary" for cls in type(vocabulary).__mro__):
         return ByteVocabulary(vocabulary.extra_ids)
-    raise UserError(f"{type(vocabulary).__name__} cannot be stored in a checkpoint: "
-                    "use a seqio.SentencePieceVocabulary or seqio.ByteVocabulary.")
+    raise UserError(
+        f"{type(vocabulary).__name__} cannot be stored in a checkpoint: "
+        "use a seqio.SentencePieceVocabulary or seqio.ByteVocabulary."
+    )
 
 
 # gin gets functions, not the classes: bindings apply to every call of a configurable, so a bound path would otherwise
@@ -220,8 +239,9 @@ def from_seqio(vocabulary) -> Vocabulary:
 
 
 @gin.configurable("SentencePieceVocabulary", module="t5x_lite")
-def _sentencepiece_from_gin(path: str = gin.REQUIRED, extra_ids: int = 100,
-                            reverse_extra_ids: bool = True) -> SentencePieceVocabulary:
+def _sentencepiece_from_gin(
+    path: str = gin.REQUIRED, extra_ids: int = 100, reverse_extra_ids: bool = True
+) -> SentencePieceVocabulary:
     return SentencePieceVocabulary.from_path(path, extra_ids, reverse_extra_ids)
 
 
@@ -231,7 +251,7 @@ def _bytes_from_gin(extra_ids: int = 125) -> ByteVocabulary:
 
 
 def _up_to_eos(ids: list[int], eos_id: int) -> list[int]:
-    return ids[:ids.index(eos_id) + 1] if eos_id in ids else ids
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
 def _processor(model_proto: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -252,9 +272,15 @@ def _user_defined_piece(piece: str) -> bytes:
     """
     text = piece.encode("utf-8")
     user_defined = 4
-    body = (b"\x0a" + _varint(len(text)) + text  # 1: piece
-            + b"\x15" + struct.pack("<f", 0.0)  # 2: score
-            + b"\x18" + _varint(user_defined))  # 3: type
+    body = (
+        b"\x0a"
+        + _varint(len(text))
+        + text  # 1: piece
+        + b"\x15"
+        + struct.pack("<f", 0.0)  # 2: score
+        + b"\x18"
+        + _varint(user_defined)
+    )  # 3: type
     return b"\x0a" + _varint(len(body)) + body
 
 
@@ -286,4 +312,4 @@ def _piece_text(body: bytes) -> str:
     if key != 1 << 3 | _LENGTH_DELIMITED:
         return ""
     length, at = _read_varint(body, at)
-    return body[at:at + length].decode("utf-8")
+    return body[at : at + length].decode("utf-8")

@@ -6,21 +6,20 @@ another module, so that name is refused.
 
 if __name__ != "t5x_lite.tasks":
     raise ImportError(
-        f"import it as `t5x_lite.tasks`, not as `{__name__}` (take the repository's root off sys.path)",
-        name=__name__,
+        f"import it as `t5x_lite.tasks`, not as `{__name__}` (take the repository's root off sys.path)", name=__name__
     )
 
-from t5x_lite.tasks import (  # noqa: E402,F401  (imported for what they register)
+from t5x_lite.tasks import (  # noqa: F401  (imported for what they register)
     c4,
     closed_book_qa,
     cnn_dailymail,
     files,
     glue,
+    mixtures,
     squad,
+    study,
     super_glue,
     trivia_qa,
     wmt,
 )
-from t5x_lite.tasks import mixtures  # noqa: E402,F401  (of the tasks above)
-from t5x_lite.tasks.pydocs import tasks as pydocs_tasks  # noqa: E402,F401
-from t5x_lite.tasks import study  # noqa: E402,F401  (of all of them)
+from t5x_lite.tasks.pydocs import tasks as pydocs_tasks  # noqa: F401

@@ -67,14 +67,17 @@ def of_run(model_dir: str) -> dict[int, dict[str, float]]:
     lacking: dict[str, list[str]] = {}
     for step, scores in sorted(steps.items()):
         for name, benchmark in (("GLUE", GLUE), ("SuperGLUE", SUPER_GLUE)):
-            lacking[name] = sorted({task for pairs in benchmark.values() for task, metric in pairs
-                                    if (task, metric) not in scores})
+            lacking[name] = sorted(
+                {task for pairs in benchmark.values() for task, metric in pairs if (task, metric) not in scores}
+            )
             if not lacking[name]:
                 averages.setdefault(step, {})[name] = average(scores, benchmark)
     if not averages:
         missing = "; ".join(f"{name} lacks {', '.join(tasks)}" for name, tasks in lacking.items())
-        raise UserError(f"{model_dir} has no evaluation of a whole benchmark ({missing or 'none at all'}); evaluate "
-                        "glue_v002_proportional or super_glue_v102_proportional there")
+        raise UserError(
+            f"{model_dir} has no evaluation of a whole benchmark ({missing or 'none at all'}); evaluate "
+            "glue_v002_proportional or super_glue_v102_proportional there"
+        )
     return averages
 
 

@@ -1,7 +1,6 @@
 """What trivial answers score on the pydocs tasks: the floor that a trained model is compared with."""
 
-from t5x_lite.tasks.pydocs import metrics
-from t5x_lite.tasks.pydocs import source
+from t5x_lite.tasks.pydocs import metrics, source
 
 
 def baselines(split: str = "validation", limit: int | None = None) -> dict[str, dict[str, dict[str, float]]]:

@@ -6,13 +6,12 @@ tensorflow-datasets (https://www.tensorflow.org/datasets/catalog/c4) and found u
 `c4_v020_unsupervised` and its like have no objective of their own: gin chooses one (`--gin_file=objectives/NAME.gin`).
 """
 
-from collections.abc import Mapping, Sequence
 import functools
+from collections.abc import Mapping, Sequence
 
 import seqio
 
-from t5x_lite.tasks import preprocessors
-from t5x_lite.tasks import unsupervised
+from t5x_lite.tasks import preprocessors, unsupervised
 from t5x_lite.tasks.tfds_source import TfdsSource
 
 # T5's vocabulary, in a public bucket: 32,000 pieces with the 100 sentinels already above them, hence no `extra_ids`
@@ -57,8 +56,7 @@ for _name, _objective in (
     unsupervised.add_task(_name, _tfds(TFDS_NAME), features(), _objective, _eos)
 
 # Its documents have their EOS already. No inputs: for a language model, or LM adaptation with some of prefix_lm.
-unsupervised.add_task(
-    "c4_v220_full_lm", _tfds(TFDS_NAME), {"targets": features()["targets"]}, preprocessors.full_lm)
+unsupervised.add_task("c4_v220_full_lm", _tfds(TFDS_NAME), {"targets": features()["targets"]}, preprocessors.full_lm)
 
 for _name, _config in (
     ("c4", "en"),
@@ -67,30 +65,46 @@ for _name, _config in (
     ("c4_webtextlike", "webtextlike"),
 ):
     unsupervised.add_task(
-        f"{_name}_v020_unsupervised", _tfds(f"c4/{_config}:{TFDS_VERSION}"), features(), preprocessors.unsupervised,
-        _eos)
+        f"{_name}_v020_unsupervised",
+        _tfds(f"c4/{_config}:{TFDS_VERSION}"),
+        features(),
+        preprocessors.unsupervised,
+        _eos,
+    )
 
 unsupervised.add_task(
-    "wikipedia_20190301.en_v003_unsupervised", _tfds("wikipedia/20190301.en:1.0.0", ("train",)), features(),
-    preprocessors.unsupervised, _eos)
+    "wikipedia_20190301.en_v003_unsupervised",
+    _tfds("wikipedia/20190301.en:1.0.0", ("train",)),
+    features(),
+    preprocessors.unsupervised,
+    _eos,
+)
 
 _mc4_vocabulary = seqio.SentencePieceVocabulary(MC4_VOCABULARY_PATH)
 for _language in MC4_LANGUAGES:
     unsupervised.add_task(
         f"mc4.{_language.replace('-', '_')}",
         _tfds(f"c4/multilingual:{TFDS_VERSION}", {"train": _language, "validation": f"{_language}-validation"}),
-        unsupervised.features(_mc4_vocabulary), preprocessors.span_corruption, _eos)
+        unsupervised.features(_mc4_vocabulary),
+        preprocessors.span_corruption,
+        _eos,
+    )
 seqio.MixtureRegistry.add(
-    "mc4", [f"mc4.{_language.replace('-', '_')}" for _language in MC4_LANGUAGES],
-    default_rate=functools.partial(seqio.mixing_rate_num_examples, temperature=MC4_TEMPERATURE))
+    "mc4",
+    [f"mc4.{_language.replace('-', '_')}" for _language in MC4_LANGUAGES],
+    default_rate=functools.partial(seqio.mixing_rate_num_examples, temperature=MC4_TEMPERATURE),
+)
 
 # Rows of the model themselves, full of text: they are taken as they are, neither packed nor padded.
 for _architecture, _pack in (
     ("encoder_decoder", preprocessors.pack_prefix_lm_encoder_decoder),
     ("decoder", preprocessors.pack_prefix_lm_decoder_only),
 ):
-    _names = (["encoder_input_tokens", "encoder_segment_ids", "encoder_positions", "decoder_segment_ids",
-               "decoder_positions"] if _architecture == "encoder_decoder" else ["decoder_causal_attention"])
+    _names = (
+        ["encoder_input_tokens", "encoder_segment_ids", "encoder_positions", "decoder_segment_ids", "decoder_positions"]
+        if _architecture == "encoder_decoder"
+        else ["decoder_causal_attention"]
+    )
     _names += ["decoder_target_tokens", "decoder_input_tokens", "decoder_loss_weights"]
     unsupervised.add_task(
         f"c4_prefix_lm_objective_{_architecture}_architecture",

@@ -22,7 +22,9 @@ _TRIVIA_QA = ("trivia_qa/unfiltered.nocontext:1.1.0", closed_book_preprocessors.
 # Name: (data set, split -> part of the data set).
 _TASKS = {
     "natural_questions_open": (
-        _NATURAL_QUESTIONS, {"train": "train[:79168]", "validation": "train[79168:]", "test": "validation"}),
+        _NATURAL_QUESTIONS,
+        {"train": "train[:79168]", "validation": "train[79168:]", "test": "validation"},
+    ),
     "natural_questions_open_test": (_NATURAL_QUESTIONS, {"train": "train", "validation": "validation"}),
     "web_questions_open": (_WEB_QUESTIONS, {"train": "train[:3417]", "validation": "train[3417:]", "test": "test"}),
     "web_questions_open_test": (_WEB_QUESTIONS, {"train": "train", "validation": "test"}),

@@ -11,9 +11,7 @@ from t5x_lite import seqio_names
 from t5x_lite.data import derive_seed, permute
 from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.line_index import Records
-from t5x_lite.tasks import postprocessors
-from t5x_lite.tasks import preprocessors
-from t5x_lite.tasks import unsupervised
+from t5x_lite.tasks import postprocessors, preprocessors, unsupervised
 from t5x_lite.tasks.metrics import METRICS
 from t5x_lite.tasks.seekable import SeekableSource
 from t5x_lite.text_files import TextFiles
@@ -85,14 +83,16 @@ def text_task(files: TextFiles, name: str, vocabulary: seqio.Vocabulary) -> seqi
 
 def _metric(name: str):
     if name not in METRICS:
-        raise UserError(f"TextFiles.metrics names {name!r}{did_you_mean(nearest(name, METRICS))}; there are "
-                        f"{', '.join(METRICS)}")
+        raise UserError(
+            f"TextFiles.metrics names {name!r}{did_you_mean(nearest(name, METRICS))}; there are {', '.join(METRICS)}"
+        )
     return METRICS[name]
 
 
 def _objective(name: str):
     objective = getattr(preprocessors, name, None)
     if not callable(objective) or name.startswith("_"):
-        raise UserError(f"TextFiles.objective = {name!r} is no function of t5x_lite.tasks.preprocessors, such as "
-                        "span_corruption")
+        raise UserError(
+            f"TextFiles.objective = {name!r} is no function of t5x_lite.tasks.preprocessors, such as span_corruption"
+        )
     return objective

@@ -77,7 +77,8 @@ def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
         targets = tf.cond(tf.size(answers) > 0, lambda: answers, lambda: tf.constant([UNKNOWN]))
         every = {
             "inputs": tf.strings.join(
-                ["record query:", x["query"], "entities:", entities, "passage:", passage], separator=" "),
+                ["record query:", x["query"], "entities:", entities, "passage:", passage], separator=" "
+            ),
             "answers": answers,
             "idx/passage": x["idx"]["passage"],
             "idx/query": x["idx"]["query"],

@@ -85,8 +85,14 @@ def matthews_corrcoef(targets: Sequence[int], predictions: Sequence[int]) -> dic
 def mean_multiclass_f1(num_classes: int, **metric_fn_kwargs) -> Metric:
     """The plain mean of the classes' F1, named `mean_{num_classes}class_f1`."""
     return sklearn_metrics_wrapper(
-        "fbeta_score", f"mean_{num_classes}class_f1", lambda value: 100 * value,
-        beta=1, labels=range(num_classes), average="macro", **metric_fn_kwargs)
+        "fbeta_score",
+        f"mean_{num_classes}class_f1",
+        lambda value: 100 * value,
+        beta=1,
+        labels=range(num_classes),
+        average="macro",
+        **metric_fn_kwargs,
+    )
 
 
 def f1_score_with_invalid(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
@@ -145,8 +151,14 @@ def bleu(
     """
     streams = targets if isinstance(targets[0], list) else [targets]
     score = sacrebleu.corpus_bleu(
-        predictions, streams, smooth_method="exp", force=False, lowercase=False, tokenize=tokenizer,
-        use_effective_order=False)
+        predictions,
+        streams,
+        smooth_method="exp",
+        force=False,
+        lowercase=False,
+        tokenize=tokenizer,
+        use_effective_order=False,
+    )
     return {"bleu": score.score}
 
 
@@ -207,8 +219,11 @@ def edit_distance(targets: Sequence[str], predictions: Sequence[str], lower: boo
 
     distances = [editdistance.distance(words(p), words(t)) for t, p in zip(targets, predictions, strict=True)]
     return {
-        "min_edit": min(distances), "max_edit": max(distances), "mean_edit": float(np.mean(distances)),
-        "median_edit": float(np.median(distances)), "sum_edit": sum(distances),
+        "min_edit": min(distances),
+        "max_edit": max(distances),
+        "mean_edit": float(np.mean(distances)),
+        "median_edit": float(np.median(distances)),
+        "sum_edit": sum(distances),
     }
 
 
@@ -345,12 +360,17 @@ def rank_classification(
     if any(len(target) != 4 or np.size(target[0]) != idx_len for target in targets):
         raise ValueError(f"rank_classification takes targets (idx of {idx_len} numbers, is_correct, weight, length)")
     rows = sorted(
-        ((tuple(idx), right, weight, score / length if normalize_by_target_length else score)
-         for (idx, right, weight, length), score in zip(targets, scores, strict=True)),
-        key=lambda row: row[0])
+        (
+            (tuple(idx), right, weight, score / length if normalize_by_target_length else score)
+            for (idx, right, weight, length), score in zip(targets, scores, strict=True)
+        ),
+        key=lambda row: row[0],
+    )
     if len({row[0] for row in rows}) < len(rows):
-        raise ValueError("rank_classification: an idx comes twice, so that answers cannot be told apart; several hosts "
-                         "that each count their examples from 0 make such ones")
+        raise ValueError(
+            "rank_classification: an idx comes twice, so that answers cannot be told apart; several hosts "
+            "that each count their examples from 0 make such ones"
+        )
     examples = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row[0][0])]
     if num_classes and any(len(example) != num_classes for example in examples):
         raise ValueError(f"rank_classification: an example has not the {num_classes} answers of num_classes")
@@ -378,6 +398,19 @@ def rank_classification(
 METRICS: dict[str, Metric] = {
     function.__name__: function
     for function in (
-        accuracy, sequence_accuracy, matthews_corrcoef, f1_score_with_invalid, auc, pearson_corrcoef,
-        spearman_corrcoef, bleu, rouge, rouge_mean, edit_distance, squad, trivia_qa, coqa_f1)
+        accuracy,
+        sequence_accuracy,
+        matthews_corrcoef,
+        f1_score_with_invalid,
+        auc,
+        pearson_corrcoef,
+        spearman_corrcoef,
+        bleu,
+        rouge,
+        rouge_mean,
+        edit_distance,
+        squad,
+        trivia_qa,
+        coqa_f1,
+    )
 }

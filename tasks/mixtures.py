@@ -32,7 +32,7 @@ _add = seqio.MixtureRegistry.add
 def _proportional(tasks):
     """Rates by the number of examples, twins sharing theirs."""
     halved = functools.partial(rates.rate_num_examples, copies=2)
-    twins = _TWINS <= set(tasks)
+    twins = set(tasks) >= _TWINS
     return [(task, halved if twins and task in _TWINS else rates.rate_num_examples) for task in tasks]
 
 
@@ -41,10 +41,7 @@ def _proportional(tasks):
 
 for _name, _sizes in _BENCHMARKS.items():
     _add(_name, list(_sizes.items()))
-_add(
-    "super_glue_v102_proportional_sentinel",
-    [(sentinel_form(task), size) for task, size in rates.SUPER_GLUE.items()],
-)
+_add("super_glue_v102_proportional_sentinel", [(sentinel_form(task), size) for task, size in rates.SUPER_GLUE.items()])
 _add("glue_mnli_and_dev_v002", [task for task in rates.GLUE if "mnli" in task], default_rate=1.0)
 _add(
     "wsc_dpr_simple_proportional",

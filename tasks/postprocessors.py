@@ -9,7 +9,8 @@ from typing import Any
 
 # What WSC's answers may have in front of them without being another answer.
 _DETERMINERS = frozenset(
-    "a an few her his each every many much my our some that the their these this those which whose your".split())
+    "a an few her his each every many much my our some that the their these this those which whose your".split()
+)
 
 
 def string_to_float(string: str, default: float = -1.0, **unused_kwargs) -> float:
@@ -72,8 +73,7 @@ def wsc_simple(prediction: str, example=None, is_target: bool = False) -> int:
     """
     if is_target:
         return example["label"]
-    prediction, referent = (
-        _without_determiners(text) for text in (prediction, _text(example["targets_pretokenized"])))
+    prediction, referent = (_without_determiners(text) for text in (prediction, _text(example["targets_pretokenized"])))
     if not prediction:
         return -1  # 0 would be right where the label is 0
     if ("'" in prediction) != ("'" in referent):

@@ -18,7 +18,8 @@ from t5x_lite.tasks.text_preprocessors import Features
 _PONY = "The boy continued to whip the pony , and eventually the pony threw him over. John laughed out quite loud. "
 _PEBBLE = (
     "When they had eventually calmed down a bit , and had gotten home, Mr. Farley put the magic pebble in an iron safe "
-    ". Some day they might want to use {} , but really for now, what more could they wish for?")
+    ". Some day they might want to use {} , but really for now, what more could they wish for?"
+)
 _MISPLACED = {
     _PONY + '"Good for him," he said. ': _PONY + '"Good for X ," he said.',
     _PEBBLE.format("it"): _PEBBLE.format("X"),
@@ -61,8 +62,7 @@ def wsc_simple(dataset: tf.data.Dataset, label: str = "wsc:", correct_referent_o
     """
 
     def to_text(x):
-        text = tf.strings.regex_replace(
-            _with_pronoun_blanked(x), " X ", tf.strings.join([" *", x["span2_text"], "* "]))
+        text = tf.strings.regex_replace(_with_pronoun_blanked(x), " X ", tf.strings.join([" *", x["span2_text"], "* "]))
         return {
             "inputs": tf.strings.join([label, text], separator=" "),
             "targets": x["span1_text"],
@@ -99,10 +99,7 @@ def definite_pronoun_resolution_simple(x: Features, label: str = "wsc:") -> Feat
     """
     pattern = tf.strings.join([" (", x["pronoun"], r")( |\.|,)"])
     sentence = tf.strings.regex_replace(x["sentence"], pattern, r" *\1*\2", replace_global=False)
-    return {
-        "inputs": tf.strings.join([label, sentence], separator=" "),
-        "targets": x["candidates"][x["label"]],
-    }
+    return {"inputs": tf.strings.join([label, sentence], separator=" "), "targets": x["candidates"][x["label"]]}
 
 
 # WNLI: a premise with a pronoun, and a hypothesis that repeats part of it with a noun in the pronoun's place ---------

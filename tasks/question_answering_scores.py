@@ -14,7 +14,7 @@ import numpy as np
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # TriviaQA puts blanks in the place of punctuation, typographic quotes among it.
-_BLANK_PUNCTUATION = str.maketrans({character: " " for character in string.punctuation + "‘’´`_"})
+_BLANK_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`_", " "))
 
 
 def normalize_squad(answer: str) -> str:

@@ -36,7 +36,8 @@ def squad(x: Features, include_context: bool = True) -> Features:
       include_context: `squad trivia question: …` without it.
     """
     question, context, answers = (
-        _blanks_around_punctuation(text) for text in (x["question"], x["context"], x["answers"]["text"]))
+        _blanks_around_punctuation(text) for text in (x["question"], x["context"], x["answers"]["text"])
+    )
     if include_context:
         inputs = tf.strings.join(["question:", question, "context:", context], separator=" ")
     else:
@@ -62,12 +63,14 @@ def squad_span_space_tokenized(dataset: tf.data.Dataset) -> tf.data.Dataset:
     @seqio.map_over_dataset
     def to_span(x):
         answer, context = (
-            tf.strings.split(tf.strings.regex_replace(x[key], r"\W", " "), sep=" ") for key in ("targets", "context"))
+            tf.strings.split(tf.strings.regex_replace(x[key], r"\W", " "), sep=" ") for key in ("targets", "context")
+        )
         length = tf.size(answer)
         places = _places(answer, context, tf.size(context) - length)
         start = tf.cond(tf.size(places) > 0, lambda: places[0], lambda: -1)
         span = tf.strings.join(
-            ["start: ", tf.strings.as_string(start), " end: ", tf.strings.as_string(start + length - 1)])
+            ["start: ", tf.strings.as_string(start), " end: ", tf.strings.as_string(start + length - 1)]
+        )
         return {**x, "targets": tf.where(start < 0, "", span)}
 
     return to_span(squad(dataset)).filter(lambda x: x["targets"] != "")
@@ -109,7 +112,8 @@ def trivia_qa(dataset: tf.data.Dataset) -> tf.data.Dataset:
         found = tf.cond(
             tf.size(aliases) > 0,
             lambda: tf.map_fn(contain, aliases, fn_output_signature=tf.TensorSpec([None], tf.bool)),
-            lambda: tf.zeros([0, tf.size(contexts)], tf.bool))
+            lambda: tf.zeros([0, tf.size(contexts)], tf.bool),
+        )
         which, alias = tf.unstack(tf.where(tf.transpose(found)), axis=1)  # by context, then by alias
         inputs = tf.strings.join(["question:", question, "context:", tf.gather(contexts, which)], separator=" ")
         return {"inputs": _single_blanks(inputs), "targets": tf.gather(aliases, alias)}

@@ -5,8 +5,9 @@ Source: Raffel et al. 2020 (https://arxiv.org/abs/1910.10683), section 3.5.2.
 
 import math
 
-import gin
 import seqio
+
+import gin
 
 # Training examples of the members of the two benchmarks, as T5 publishes them (ReCoRD counts each answer); 0 for what
 # is evaluated alone. WNLI is left out: WSC and DPR are trained on in its place.
@@ -66,8 +67,7 @@ def rate_num_examples(
     if published is not None and constant_benchmarks:
         return published / copies
     if published is None:
-        published = seqio.mixing_rate_num_examples(
-            task, fallback_to_num_input_examples=fallback_to_num_input_examples)
+        published = seqio.mixing_rate_num_examples(task, fallback_to_num_input_examples=fallback_to_num_input_examples)
     return min(published / copies * scale, math.inf if maximum is None else maximum) ** (1 / temperature)
 
 

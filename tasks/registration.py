@@ -59,7 +59,8 @@ def add_sentinel_form(name: str) -> None:
     seqio.TaskRegistry.remove(task.name)
     seqio.TaskRegistry.add_provider(
         task.name,
-        task.replace(postprocess_fn=functools.partial(_without_sentinel, seqio.TaskRegistry.get(name).postprocessor)))
+        task.replace(postprocess_fn=functools.partial(_without_sentinel, seqio.TaskRegistry.get(name).postprocessor)),
+    )
 
 
 def sentinel_form(name: str) -> str:

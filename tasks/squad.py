@@ -12,9 +12,7 @@ def _add(name, preprocess, postprocess_fn=None, metric=metrics.squad):
 
 _add("squad_v010_allanswers", question_preprocessors.squad, postprocessors.qa)
 _add(
-    "squad_v010_context_free",
-    functools.partial(question_preprocessors.squad, include_context=False),
-    postprocessors.qa,
+    "squad_v010_context_free", functools.partial(question_preprocessors.squad, include_context=False), postprocessors.qa
 )
 _add(
     "squad_v010_allanswers_span",

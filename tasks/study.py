@@ -2,14 +2,13 @@
 
 import functools
 
-import gin
 import seqio
 import tensorflow as tf
 
+import gin
 from t5x_lite.errors import UserError
 from t5x_lite.tasks import c4, preprocessors, rates, unsupervised
 from t5x_lite.tasks.truncated import add_truncated
-
 
 
 @gin.configurable(module="t5x_lite")
@@ -23,8 +22,10 @@ def books(pattern: str | None = None) -> str:
       UserError: not set, or no such file.
     """
     if pattern is None:
-        raise UserError("the Toronto Books Corpus is not distributed: set books.pattern to text files with a book on "
-                        "each line, for example books.pattern = '/data/books/*.txt'")
+        raise UserError(
+            "the Toronto Books Corpus is not distributed: set books.pattern to text files with a book on "
+            "each line, for example books.pattern = '/data/books/*.txt'"
+        )
     if not tf.io.gfile.glob(pattern):
         raise UserError(f"books.pattern = {pattern!r}: no such file")
     return pattern
@@ -38,10 +39,15 @@ def _books(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.
 
 # Both by their sizes: 16 GB of Wikipedia, 20 GB with the books (Raffel et al. 2020, table 8).
 unsupervised.add_task(
-    "books_unsupervised", seqio.FunctionDataSource(_books, splits=("train",)), c4.features(),
-    preprocessors.unsupervised, seqio.preprocessors.append_eos_after_trim)
+    "books_unsupervised",
+    seqio.FunctionDataSource(_books, splits=("train",)),
+    c4.features(),
+    preprocessors.unsupervised,
+    seqio.preprocessors.append_eos_after_trim,
+)
 seqio.MixtureRegistry.add(
-    "wikipedia_tbc_unsupervised", [("wikipedia_20190301.en_v003_unsupervised", 16), ("books_unsupervised", 4)])
+    "wikipedia_tbc_unsupervised", [("wikipedia_20190301.en_v003_unsupervised", 16), ("books_unsupervised", 4)]
+)
 
 _UNLABELLED, _LABELLED = "pydocs_unsupervised", ("pydocs_library", "pydocs_summarize")
 

@@ -20,7 +20,8 @@ _CHOICES = ("choice1", "choice2")
 
 def _classes(benchmark_name: str, label_names: tuple[str, ...], feature_names: tuple[str, ...] | None = None):
     return functools.partial(
-        glue_preprocessors.glue, benchmark_name=benchmark_name, label_names=label_names, feature_names=feature_names)
+        glue_preprocessors.glue, benchmark_name=benchmark_name, label_names=label_names, feature_names=feature_names
+    )
 
 
 def _class_id(label_names: tuple[str, ...]):
@@ -30,7 +31,8 @@ def _class_id(label_names: tuple[str, ...]):
 # AX-b is cast as RTE, whose texts are called premise and hypothesis.
 _REKEY_AXB = functools.partial(
     seqio.preprocessors.rekey,
-    key_map={"premise": "sentence1", "hypothesis": "sentence2", "label": "label", "idx": "idx"})
+    key_map={"premise": "sentence1", "hypothesis": "sentence2", "label": "label", "idx": "idx"},
+)
 
 # Name: (splits, preprocessors, metrics, postprocessor).
 _TASKS = {
@@ -49,7 +51,11 @@ _TASKS = {
         postprocessors.multirc,
     ),
     "record": (
-        _SPLITS, [glue_preprocessors.record], (metrics.deduplicate_metric(metrics.squad),), postprocessors.record),
+        _SPLITS,
+        [glue_preprocessors.record],
+        (metrics.deduplicate_metric(metrics.squad),),
+        postprocessors.record,
+    ),
     "rte": (_SPLITS, [_classes("rte", _RTE)], (metrics.accuracy,), _class_id(_RTE)),
     # Where in the sentences the word stands is not shown.
     "wic": (

@@ -81,8 +81,12 @@ def parse_tsv(
     """
     names = field_names or ("inputs", "targets")
     fields = tf.io.decode_csv(
-        line, record_defaults=[""] * len(names), field_delim=field_delim, use_quote_delim=False,
-        select_cols=list(field_columns or range(len(names))))
+        line,
+        record_defaults=[""] * len(names),
+        field_delim=field_delim,
+        use_quote_delim=False,
+        select_cols=list(field_columns or range(len(names))),
+    )
     return dict(zip(names, fields))
 
 
@@ -105,7 +109,8 @@ def preprocess_tsv(
     """
     names = list(field_names or map(str, range(num_fields)))
     values = tf.io.decode_csv(
-        line, record_defaults=[""] * len(names), field_delim=field_delim, use_quote_delim=use_quote_delim)
+        line, record_defaults=[""] * len(names), field_delim=field_delim, use_quote_delim=use_quote_delim
+    )
     fields = {f"{{{name}}}": value for name, value in zip(names, values)}
     places = re.compile("(" + "|".join(map(re.escape, fields)) + ")")
 
@@ -148,11 +153,15 @@ def rank_classification(
         inputs, targets, is_correct = inputs_fn(x), targets_fn(x), tf.cast(is_correct_fn(x), tf.bool)
         n = tf.size(is_correct)
         tf.debugging.assert_equal(
-            [tf.size(inputs), tf.size(targets)], [n, n],
-            "inputs_fn, targets_fn and is_correct_fn must give as many values as each other")
+            [tf.size(inputs), tf.size(targets)],
+            [n, n],
+            "inputs_fn, targets_fn and is_correct_fn must give as many values as each other",
+        )
         out = {
             "idx": tf.stack([tf.fill([n], tf.cast(number, tf.int32)), tf.range(n)], axis=1),
-            "inputs": inputs, "targets": targets, "is_correct": is_correct,
+            "inputs": inputs,
+            "targets": targets,
+            "is_correct": is_correct,
         }
         if weight_fn is not None:
             out["weight"] = tf.fill([n], tf.cast(weight_fn(x), tf.float32))
@@ -189,8 +198,10 @@ def rank_classification_formatter(
     """
     lists = [formats for formats in (inputs_formats, targets_formats) if not isinstance(formats, str)]
     if not lists or len({len(formats) for formats in lists}) > 1:
-        raise ValueError("rank_classification_formatter: inputs_formats or targets_formats is a list with one format "
-                         f"for each class, and both have one length; got {inputs_formats!r} and {targets_formats!r}")
+        raise ValueError(
+            "rank_classification_formatter: inputs_formats or targets_formats is a list with one format "
+            f"for each class, and both have one length; got {inputs_formats!r} and {targets_formats!r}"
+        )
     classes = len(lists[0])
 
     def fill(x, template):
@@ -212,5 +223,10 @@ def rank_classification_formatter(
         return tf.reduce_any(right, axis=0) if right.shape.rank == 2 else right
 
     return rank_classification(
-        ds, filled(inputs_formats), filled(targets_formats), is_correct,
-        weight_fn=None if weight_key is None else lambda x: x[weight_key], mode=mode)
+        ds,
+        filled(inputs_formats),
+        filled(targets_formats),
+        is_correct,
+        weight_fn=None if weight_key is None else lambda x: x[weight_key],
+        mode=mode,
+    )

@@ -9,10 +9,10 @@ binding, asked for when the data are read:
 
 from collections.abc import Iterator, Sequence
 
-import gin
 import seqio
 import tensorflow as tf
 
+import gin
 from t5x_lite import seqio_sources
 from t5x_lite.errors import UserError
 from t5x_lite.tasks.in_memory import InMemorySource
@@ -30,8 +30,10 @@ def truncation(tokens: int | None = None, examples: int | None = None) -> tuple[
       UserError: neither is set, or one is below 1.
     """
     if tokens is None and examples is None:
-        raise UserError("a truncated task needs truncation.tokens or truncation.examples: set one, or name the task "
-                        "without _truncated")
+        raise UserError(
+            "a truncated task needs truncation.tokens or truncation.examples: set one, or name the task "
+            "without _truncated"
+        )
     for name, value in (("tokens", tokens), ("examples", examples)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"truncation.{name} must be a whole number of at least 1, not {value!r}")
@@ -80,4 +82,5 @@ def add_truncated(name: str, text: str = "text") -> None:
     """Registers `<name>_truncated` beside a registered task."""
     task = seqio.TaskRegistry.get(name)
     seqio.TaskRegistry.add_provider(
-        f"{name}_truncated", task.replace(name=f"{name}_truncated", source=TruncatedSource(task, text)))
+        f"{name}_truncated", task.replace(name=f"{name}_truncated", source=TruncatedSource(task, text))
+    )

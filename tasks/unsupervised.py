@@ -1,7 +1,7 @@
 """How an unsupervised task is registered: text in, tokens, an objective."""
 
-from collections.abc import Callable, Mapping
 import functools
+from collections.abc import Callable, Mapping
 
 import seqio
 
@@ -19,7 +19,8 @@ def add_task(
 ) -> None:
     """Registers `text` of `source` -> tokens -> `objective` (preprocessors of datasets)."""
     seqio.TaskRegistry.add(
-        name, source=source, preprocessors=chain(*objective), output_features=output_features, metric_fns=[])
+        name, source=source, preprocessors=chain(*objective), output_features=output_features, metric_fns=[]
+    )
 
 
 def chain(*objective: Callable) -> list[Callable]:

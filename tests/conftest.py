@@ -12,8 +12,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # TensorFlow would otherwise take the memory of a GPU that it finds
 # Optimising the machine code of tiny programs takes longer than running them plainly, and so do XLA's newer emitters: a
 # training step compiles in 6 s instead of 10 without them.
-_FLAGS = ("--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-          "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters")
+_FLAGS = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -15,8 +15,17 @@ from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import path_name
 
 ENCODER_DECODER = T5Config(
-    vocab_size=64, emb_dim=16, num_heads=2, head_dim=6, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2,
-    mlp_activations=("relu",), logits_via_embedding=True, relpos_buckets=8, relpos_max_distance=20,
+    vocab_size=64,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=6,
+    mlp_dim=24,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    mlp_activations=("relu",),
+    logits_via_embedding=True,
+    relpos_buckets=8,
+    relpos_max_distance=20,
 )
 MODELS = {
     "encoder_decoder": ENCODER_DECODER,
@@ -25,7 +34,8 @@ MODELS = {
     "causal_lm": dataclasses.replace(ENCODER_DECODER, architecture="causal_lm", num_encoder_layers=0),
     "prefix_lm": dataclasses.replace(ENCODER_DECODER, architecture="prefix_lm", num_encoder_layers=0),
     "prefix_lm_unrolled_per_layer": dataclasses.replace(
-        ENCODER_DECODER, architecture="prefix_lm", num_encoder_layers=0, relpos_per_layer=True, scan_layers=False),
+        ENCODER_DECODER, architecture="prefix_lm", num_encoder_layers=0, relpos_per_layer=True, scan_layers=False
+    ),
 }
 INPUTS = np.array([[5, 6, 7, 8, 9, 1], [11, 12, 1, 0, 0, 0], [3, 1, 0, 0, 0, 0]], np.int32)
 NO_EOS = 64  # an id that no model gives
@@ -153,7 +163,10 @@ def test_a_causal_language_model_is_a_decoder_that_hears_nothing():
     model, params = build("encoder_decoder")
     decoder = {**params["decoder"], "layers": {**params["decoder"]["layers"]}}
     cross = decoder["layers"]["encoder_decoder_attention"]
-    decoder["layers"]["encoder_decoder_attention"] = {**cross, "out": {"kernel": jnp.zeros_like(cross["out"]["kernel"])}}
+    decoder["layers"]["encoder_decoder_attention"] = {
+        **cross,
+        "out": {"kernel": jnp.zeros_like(cross["out"]["kernel"])},
+    }
     deaf = model.apply({**params, "decoder": decoder}, rows())
     layers = {k: v for k, v in decoder["layers"].items() if "cross" not in k and k != "encoder_decoder_attention"}
     own = {"token_embedder": params["token_embedder"], "decoder": {**decoder, "layers": layers}}
@@ -167,8 +180,10 @@ def test_shared_stacks_equal_two_stacks_of_the_same_numbers():
     layers = params["decoder"]["layers"]
     encoder = {
         "layers": {
-            "pre_attention_layer_norm": layers["pre_self_attention_layer_norm"], "attention": layers["self_attention"],
-            "pre_mlp_layer_norm": layers["pre_mlp_layer_norm"], "mlp": layers["mlp"],
+            "pre_attention_layer_norm": layers["pre_self_attention_layer_norm"],
+            "attention": layers["self_attention"],
+            "pre_mlp_layer_norm": layers["pre_mlp_layer_norm"],
+            "mlp": layers["mlp"],
         },
         "relpos_bias": params["decoder"]["relpos_bias"],
         "encoder_norm": params["decoder"]["decoder_norm"],
@@ -180,23 +195,37 @@ def test_shared_stacks_equal_two_stacks_of_the_same_numbers():
 def test_a_table_a_layer_equals_one_table_where_all_are_the_same():
     model, params = build("per_layer")
     tables = {stack: params[stack]["layers"]["relpos_bias"]["rel_embedding"][:1] for stack in ("encoder", "decoder")}
-    same = {stack: {**params[stack], "layers": {
-        **params[stack]["layers"], "relpos_bias": {"rel_embedding": jnp.repeat(table, 2, axis=0)}}}
-        for stack, table in tables.items()}
-    one = {stack: {**{k: v for k, v in params[stack].items()}, "relpos_bias": {"rel_embedding": table[0]},
-                   "layers": {k: v for k, v in params[stack]["layers"].items() if k != "relpos_bias"}}
-           for stack, table in tables.items()}
+    same = {
+        stack: {
+            **params[stack],
+            "layers": {**params[stack]["layers"], "relpos_bias": {"rel_embedding": jnp.repeat(table, 2, axis=0)}},
+        }
+        for stack, table in tables.items()
+    }
+    one = {
+        stack: {
+            **{k: v for k, v in params[stack].items()},
+            "relpos_bias": {"rel_embedding": table[0]},
+            "layers": {k: v for k, v in params[stack]["layers"].items() if k != "relpos_bias"},
+        }
+        for stack, table in tables.items()
+    }
     plain = Model(dataclasses.replace(model.config, relpos_per_layer=False))
-    np.testing.assert_allclose(model.apply({**params, **same}, rows()), plain.apply({**params, **one}, rows()), atol=1e-5)
+    np.testing.assert_allclose(
+        model.apply({**params, **same}, rows()), plain.apply({**params, **one}, rows()), atol=1e-5
+    )
     assert not np.allclose(model.apply(params, rows()), model.apply({**params, **same}, rows()), atol=1e-3)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"architecture": "prefix_lm"}, "num_encoder_layers = 0"),
-    ({"architecture": "decoder"}, "one of encoder_decoder, prefix_lm, causal_lm"),
-    ({"shared_stacks": True, "num_encoder_layers": 3}, "as many encoder as decoder layers"),
-    ({"num_encoder_layers": 0}, "at least 1"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"architecture": "prefix_lm"}, "num_encoder_layers = 0"),
+        ({"architecture": "decoder"}, "one of encoder_decoder, prefix_lm, causal_lm"),
+        ({"shared_stacks": True, "num_encoder_layers": 3}, "as many encoder as decoder layers"),
+        ({"num_encoder_layers": 0}, "at least 1"),
+    ],
+)
 def test_shapes_that_make_no_model_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(ENCODER_DECODER, **changes)

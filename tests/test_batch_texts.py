@@ -85,8 +85,10 @@ def test_blanks_sentinels_and_unpacked_rows_can_be_seen():
             yield {"decoder_target_tokens": padded(ids, 20), "decoder_loss_weights": padded([1] * len(ids), 20)}
 
     (text,) = batch_texts.show(Unpacked(), 1, 1, "/nowhere")
-    assert text.splitlines()[1:] == ["  segment 1: tokens, 10 of targets; weight 10",
-                                     r"    targets  'a\tb <extra_id_0> c\n<extra_id_1></s>'"]
+    assert text.splitlines()[1:] == [
+        "  segment 1: tokens, 10 of targets; weight 10",
+        r"    targets  'a\tb <extra_id_0> c\n<extra_id_1></s>'",
+    ]
 
 
 def test_a_text_is_found_by_its_pieces():

@@ -16,8 +16,16 @@ from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import MeshConfig
 
 V = 40
-CONFIG = T5Config(vocab_size=V, emb_dim=16, num_heads=8, head_dim=4, mlp_dim=32, num_encoder_layers=1,
-                  num_decoder_layers=1, scan_layers=False)
+CONFIG = T5Config(
+    vocab_size=V,
+    emb_dim=16,
+    num_heads=8,
+    head_dim=4,
+    mlp_dim=32,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    scan_layers=False,
+)
 EOS = 1
 ROWS, LENGTH, BEAMS = 8, 12, 3
 
@@ -43,8 +51,11 @@ def exhaustive(model, members, inputs, prefixes, alpha):
     """For each row its finished sequences and their scores, the best first, from the full model's logits."""
     paths = np.array(list(itertools.product(range(SMALL_V), repeat=SHORT)), np.int32)
     n = len(paths)
-    batch = {"encoder_input_tokens": np.repeat(inputs, n, 0), "decoder_target_tokens": np.tile(paths, (len(inputs), 1)),
-             "decoder_input_tokens": np.tile(np.pad(paths, ((0, 0), (1, 0)))[:, :-1], (len(inputs), 1))}
+    batch = {
+        "encoder_input_tokens": np.repeat(inputs, n, 0),
+        "decoder_target_tokens": np.tile(paths, (len(inputs), 1)),
+        "decoder_input_tokens": np.tile(np.pad(paths, ((0, 0), (1, 0)))[:, :-1], (len(inputs), 1)),
+    }
     apply = jax.jit(model.apply)
     logits = np.mean([np.asarray(apply(params, batch), np.float64) for params in members], axis=0)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -54,8 +65,8 @@ def exhaustive(model, members, inputs, prefixes, alpha):
         prefix = tuple(t for t in prefix if t)
         found = []
         for sequence in every_sequence():
-            if len(sequence) > len(prefix) and sequence[:len(prefix)] == prefix:
-                path = int(np.argmax((paths[:, :len(sequence)] == sequence).all(1)))
+            if len(sequence) > len(prefix) and sequence[: len(prefix)] == prefix:
+                path = int(np.argmax((paths[:, : len(sequence)] == sequence).all(1)))
                 log_prob = sum(log_probs[row, path, i, sequence[i]] for i in range(len(prefix), len(sequence)))
                 found.append((log_prob / ((5 + len(sequence)) / 6) ** alpha, sequence))
         results.append(sorted(found, reverse=True))
@@ -64,15 +75,33 @@ def exhaustive(model, members, inputs, prefixes, alpha):
 
 @pytest.mark.parametrize("members", [1, 2], ids=["one", "two_averaged"])
 def test_wide_beams_find_all_there_is(members):
-    model = Model(T5Config(vocab_size=SMALL_V, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-                           num_decoder_layers=1, scan_layers=False))
+    model = Model(
+        T5Config(
+            vocab_size=SMALL_V,
+            emb_dim=16,
+            num_heads=2,
+            head_dim=8,
+            mlp_dim=32,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            scan_layers=False,
+        )
+    )
     params = [loud(model.config, seed)[1] for seed in range(members)]
     inputs = make_inputs(5, v=SMALL_V)
     inputs[4] = 0  # a filler
     prefixes = np.array([[0, 0, 0], [2, 0, 0], [4, 3, 0], [4, 3, 2], [2, 0, 0]], np.int32)
     k, alpha = 40, 0.6  # the 16 live beams of the last step have 2k = 80 continuations
-    ids, scores = jit_beam_search(model, params if members > 1 else params[0], inputs, SHORT, EOS, num_beams=k,
-                                  length_penalty=alpha, decoder_prefix=prefixes)
+    ids, scores = jit_beam_search(
+        model,
+        params if members > 1 else params[0],
+        inputs,
+        SHORT,
+        EOS,
+        num_beams=k,
+        length_penalty=alpha,
+        decoder_prefix=prefixes,
+    )
     expected = exhaustive(model, params, inputs, prefixes, alpha)
     assert [len(row) for row in expected] == [21, 5, 1, 0, 5]
     for row in range(3):
@@ -170,8 +199,11 @@ def test_a_step_moves_what_was_decoded_and_not_what_was_read(tiny):
     assert len(caches) == 2 and all(t in shape and s not in shape for shape in caches), shapes
 
 
-@pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
-                         ids=lambda shape: "_".join(f"{axis}{n}" for axis, n in shape.items()))
+@pytest.mark.parametrize(
+    "shape",
+    [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=lambda shape: "_".join(f"{axis}{n}" for axis, n in shape.items()),
+)
 def test_every_mesh_finds_the_same(tiny, eos, shape):
     model, params = tiny
     inputs = make_inputs(ROWS)
@@ -196,8 +228,9 @@ def test_decoder_gives_the_best_beams(tiny, eos):
     model, params = tiny
     inputs = make_inputs(ROWS)
     expected, expected_scores = search(tiny, inputs, eos, "huggingface", 1.0)
-    decoder = decoding.Decoder(LENGTH, "beam", num_beams=BEAMS, length_penalty=1.0, beam_rule="huggingface",
-                               num_return_sequences=2)
+    decoder = decoding.Decoder(
+        LENGTH, "beam", num_beams=BEAMS, length_penalty=1.0, beam_rule="huggingface", num_return_sequences=2
+    )
     ids, scores = jax.jit(lambda p, x: decoder(model, p, x, eos))(params, inputs)
     np.testing.assert_array_equal(ids, expected[:, :2])
     np.testing.assert_allclose(scores, expected_scores[:, :2], atol=1e-5)

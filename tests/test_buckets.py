@@ -103,7 +103,9 @@ def test_metrics_are_written_in_parts_and_taken_back(bucket):
 
 def test_metrics_wait_for_a_store_that_does_not_answer(bucket, monkeypatch):
     said = []
-    lost = types.new_class("ServerDisconnectedError", (Exception,), exec_body=lambda n: n.update(__module__="aiohttp.x"))
+    lost = types.new_class(
+        "ServerDisconnectedError", (Exception,), exec_body=lambda n: n.update(__module__="aiohttp.x")
+    )
     with monitor.MetricsWriter(str(bucket / "run"), part_seconds=0.0, say=said.append) as writer:
         with monkeypatch.context() as patch:
             patch.setattr(Objects, "_open", lambda *args, **kwargs: (_ for _ in ()).throw(lost("gone")))
@@ -147,8 +149,13 @@ def write_rows(path, n=24):
     """Rows of bytes, as ByteVocabulary has them."""
     rng, rows = np.random.default_rng(0), io.BytesIO()
     inputs, targets = rng.integers(3, 259, (n, 8)), rng.integers(3, 259, (n, 6))
-    np.savez(rows, encoder_input_tokens=inputs, decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-             decoder_target_tokens=targets, decoder_loss_weights=np.ones_like(targets))
+    np.savez(
+        rows,
+        encoder_input_tokens=inputs,
+        decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        decoder_target_tokens=targets,
+        decoder_loss_weights=np.ones_like(targets),
+    )
     epath.Path(path).write_bytes(rows.getvalue())
 
 
@@ -173,11 +180,14 @@ def test_a_checkpoint_is_there_when_its_last_object_is(bucket):
     assert checkpoints.find_step(bucket / "run").name == "4"
 
 
-@pytest.mark.parametrize("path, says", [
-    ("gs://bucket/run", "gs://bucket/run needs gcsfs: pip install 't5x-lite[gs]'"),
-    ("s3://bucket/run", "s3://bucket/run needs s3fs: pip install 't5x-lite[s3]'"),
-    ("hdfs://bucket/run", "hdfs://bucket/run: no such kind of path; there are local ones, gs:// and s3://"),
-])
+@pytest.mark.parametrize(
+    "path, says",
+    [
+        ("gs://bucket/run", "gs://bucket/run needs gcsfs: pip install 't5x-lite[gs]'"),
+        ("s3://bucket/run", "s3://bucket/run needs s3fs: pip install 't5x-lite[s3]'"),
+        ("hdfs://bucket/run", "hdfs://bucket/run: no such kind of path; there are local ones, gs:// and s3://"),
+    ],
+)
 def test_what_a_path_needs_is_said_before_anything_is_done(path, says, monkeypatch, capsys):
     monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda name: None)
     for flag in (f"--checkpoint={path}", f"--checkpoint=local,{path}", f"--gin.TextFiles.train='tsv:{path}'"):
@@ -203,9 +213,19 @@ def test_tensorstore_goes_where_s3fs_goes(monkeypatch):
 INSTALL = "pip install 'moto[server]' s3fs gcp-storage-emulator gcsfs"
 # For this process and those it starts: where the servers are, and that nobody need be asked who one is.
 ENVIRONMENT = {
-    "s3": {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "{url}"},
-    "gs": {"STORAGE_EMULATOR_HOST": "{url}", "TENSORSTORE_GCS_HTTP_URL": "{url}", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-           "GOOGLE_CLOUD_PROJECT": "x", "NO_GCE_CHECK": "true"},
+    "s3": {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": "{url}",
+    },
+    "gs": {
+        "STORAGE_EMULATOR_HOST": "{url}",
+        "TENSORSTORE_GCS_HTTP_URL": "{url}",
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+        "GOOGLE_CLOUD_PROJECT": "x",
+        "NO_GCE_CHECK": "true",
+    },
 }
 SERVE = {
     "s3": """
@@ -249,8 +269,9 @@ def store(request):
     it is."""
     for module in ({"s3": ("moto", "s3fs"), "gs": ("gcp_storage_emulator", "gcsfs")})[request.param]:
         pytest.importorskip(module, reason=f"{INSTALL} (an environment of its own will do)")
-    server = subprocess.Popen([sys.executable, "-P", "-c", SERVE[request.param]], stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVE[request.param]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         url = next(line.strip() for line in server.stdout if line.startswith("http"))
         with pytest.MonkeyPatch.context() as patch:
@@ -267,12 +288,24 @@ def store(request):
 
 def flags(top):
     """Of a run so small that its steps take milliseconds, on rows below `top`."""
-    sizes = dict(emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=384, num_encoder_layers=1,
-                 num_decoder_layers=1)
-    return ["train", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", f"--gin.NPZ_PATTERN={top}/rows.npz",
-            *(f"--gin.T5Config.{name}={value}" for name, value in sizes.items()), "--gin.BATCH_SIZE=8",
-            "--gin.MESH={'data': 1}", "--gin.train.log_every=1", "--gin.train.save_every=2", "--gin.WARMUP_STEPS=100",
-            "--gin.Keep.last=2", "--gin.NpzSource.vocabulary=@ByteVocabulary()", f"--model_dir={top}/run"]
+    sizes = dict(
+        emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=384, num_encoder_layers=1, num_decoder_layers=1
+    )
+    return [
+        "train",
+        "--gin_file=models/t5_1_1/mini.gin",
+        "--gin_file=runs/train_npz.gin",
+        f"--gin.NPZ_PATTERN={top}/rows.npz",
+        *(f"--gin.T5Config.{name}={value}" for name, value in sizes.items()),
+        "--gin.BATCH_SIZE=8",
+        "--gin.MESH={'data': 1}",
+        "--gin.train.log_every=1",
+        "--gin.train.save_every=2",
+        "--gin.WARMUP_STEPS=100",
+        "--gin.Keep.last=2",
+        "--gin.NpzSource.vocabulary=@ByteVocabulary()",
+        f"--model_dir={top}/run",
+    ]
 
 
 def run(*arguments):
@@ -300,14 +333,31 @@ def fill(top):
 
 
 def evaluate(top):
-    assert run("eval", "--gin_file=runs/eval.gin", f"--gin.MIXTURE_OR_TASK_NAME=tsv:{top}/lines.tsv", f"--model_dir={top}/run",
-               "--gin.TextFiles.held_out=0.5", "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16}") == 0
+    assert (
+        run(
+            "eval",
+            "--gin_file=runs/eval.gin",
+            f"--gin.MIXTURE_OR_TASK_NAME=tsv:{top}/lines.tsv",
+            f"--model_dir={top}/run",
+            "--gin.TextFiles.held_out=0.5",
+            "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 16}",
+        )
+        == 0
+    )
     return {name: values for name, (_, values) in plots.read_metrics(f"{top}/run").items() if name.startswith("eval/")}
 
 
 def infer(top):
-    assert run("infer", f"--checkpoint={top}/run", f"--input={top}/in.txt", f"--output={top}/out.jsonl",
-               "--gin.Decoder.max_length=6") == 0
+    assert (
+        run(
+            "infer",
+            f"--checkpoint={top}/run",
+            f"--input={top}/in.txt",
+            f"--output={top}/out.jsonl",
+            "--gin.Decoder.max_length=6",
+        )
+        == 0
+    )
     return (epath.Path(top) / "out.jsonl").read_text()
 
 

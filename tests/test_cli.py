@@ -4,9 +4,9 @@ import os
 import subprocess
 import sys
 
-import gin
 import pytest
 
+import gin
 from t5x_lite import cli, configuration, gin_files
 from t5x_lite.errors import Preempted, UserError
 
@@ -37,9 +37,17 @@ def jobs(tmp_path, monkeypatch):
     """Two more jobs beside the real ones, in an empty folder, without the imports of JAX."""
     module = "module_of_the_cli_test"
     monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
-    monkeypatch.setitem(cli.JOBS, "try", cli.Job(
-        module, "job_of_the_cli_test", "a job", "t5x-lite try",
-        {"checkpoint": ("job_of_the_cli_test.checkpoint", "text"), "model_dir": ("MODEL_DIR", "text")}))
+    monkeypatch.setitem(
+        cli.JOBS,
+        "try",
+        cli.Job(
+            module,
+            "job_of_the_cli_test",
+            "a job",
+            "t5x-lite try",
+            {"checkpoint": ("job_of_the_cli_test.checkpoint", "text"), "model_dir": ("MODEL_DIR", "text")},
+        ),
+    )
     monkeypatch.setitem(cli.JOBS, "dry", cli.Job(module, "dry_job_of_the_cli_test", "a job", "t5x-lite dry"))
     monkeypatch.setattr(cli, "MODULES", ())
     monkeypatch.chdir(tmp_path)
@@ -53,7 +61,7 @@ def error(capsys, *argv):
     """The one line on stderr of a command that ends with 2."""
     assert cli.main(argv) == 2
     printed = capsys.readouterr()
-    line, = printed.err.splitlines()
+    (line,) = printed.err.splitlines()
     assert line.startswith("t5x-lite: error: ")
     return line.removeprefix("t5x-lite: error: ")
 
@@ -67,8 +75,20 @@ def test_the_job_is_called_with_what_gin_says_and_the_files_are_printed_first(ca
     os.mkdir("folder")
     with open("folder/my.gin", "w", encoding="utf-8") as f:
         f.write("job_of_the_cli_test.folder = %MODEL_DIR\n")
-    assert cli.main(["try", "--gin_file=my.gin", "--gin_search_paths=.,folder", "--model_dir", "~/2024",
-                     "--gin.job_of_the_cli_test.number=3", "--checkpoint=7"]) == 0
+    assert (
+        cli.main(
+            [
+                "try",
+                "--gin_file=my.gin",
+                "--gin_search_paths=.,folder",
+                "--model_dir",
+                "~/2024",
+                "--gin.job_of_the_cli_test.number=3",
+                "--checkpoint=7",
+            ]
+        )
+        == 0
+    )
     assert calls == [{"checkpoint": "7", "folder": os.path.expanduser("~/2024"), "number": 3, "dry_run": False}]
     assert capsys.readouterr().err == f"gin files:\n  folder/my.gin  ({os.path.realpath('folder/my.gin')})\n"
 
@@ -78,8 +98,10 @@ def test_the_cache_is_asked_before_the_job_runs():
 
 
 def test_flags_may_come_before_the_job_and_order_decides_among_them():
-    assert cli.main(["--gin.job_of_the_cli_test.number=3", "try", "--checkpoint=a",
-                     "--gin.job_of_the_cli_test.number=4"]) == 0
+    assert (
+        cli.main(["--gin.job_of_the_cli_test.number=3", "try", "--checkpoint=a", "--gin.job_of_the_cli_test.number=4"])
+        == 0
+    )
     assert calls[0]["number"] == 4
 
 
@@ -88,7 +110,8 @@ def test_dry_run(capsys):
     assert calls[0]["dry_run"] is True
     assert error(capsys, "dry", "--dry_run") == "--dry_run: dry has no dry run"
     assert error(capsys, "try", "--checkpoint=a", "--allow_config_change") == (
-        "--allow_config_change: try has no run to go on with")
+        "--allow_config_change: try has no run to go on with"
+    )
     assert cli.main(["dry"]) == 0
     assert calls[1:] == ["dry"]
 
@@ -142,32 +165,41 @@ def test_told_to_stop_it_ends_with_75(capsys):
     assert capsys.readouterr().err == "t5x-lite: told to stop (SIGTERM); started again, it goes on\n"
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["trian"], "no job 'trian'; did you mean train?"),
-    (["xyz"], "no job 'xyz'; jobs are train, eval, infer"),
-    (["train", "--gin_fil=x"], "unknown flag --gin_fil; did you mean --gin_file?"),
-    (["train", "--dry-run"], "unknown flag --dry-run; did you mean --dry_run?"),
-    (["infer", "--outputs=x"], "unknown flag --outputs; did you mean --output?"),
-    (["train", "--batch_size=3"], "unknown flag --batch_size; did you mean --gin.BATCH_SIZE?"),
-    (["infer", "--model_dir=x"], "unknown flag --model_dir; infer takes --checkpoint, --input, --output"),
-    (["--model_dir=x"], "unknown flag --model_dir; name the job first: t5x-lite JOB --flag=value"),
-    (["train", "--zzzz"], "unknown flag --zzzz; values are set by --gin.NAME=VALUE, see t5x-lite train --help"),
-    (["train", "x"], "'x' is not a flag; every choice is --flag=value, see t5x-lite train --help"),
-    (["train", "--gin.X"], "--gin.X has no value: write --gin.X=VALUE"),
-    (["train", "--gin_file", "--verbose_"], "--gin_file has no value: write --gin_file=VALUE"),
-    (["train", "--model_dir="], "--model_dir has no value: write --model_dir=VALUE"),
-    (["train", "--dry_run=1"], "--dry_run takes no value"),
-    (["train", "--dry_run", "--show_batches=0"], "--show_batches=0: give a whole number of at least 1"),
-    (["train", "--dry_run", "--at_step=x"], "--at_step=x: give a whole number of at least 1"),
-    (["try", "--checkpoint=a", "--dry_run", "--show_batches=1"], "--show_batches: try shows no batches"),
-    (["try"], "not set: checkpoint of job_of_the_cli_test. Add for example --checkpoint=VALUE"),
-    (["try", "--checkpoint=a", "--model_dir=x"],
-     "--model_dir: no binding refers to the macro MODEL_DIR; the macros here: none"),
-    (["try", "--checkpoint=a", "--gin.dry_job_of_the_cli_test.x=1"],
-     "--gin.dry_job_of_the_cli_test.x: dry_job_of_the_cli_test has no parameter 'x'; it has none"),
-    (["try", "--checkpoint=a", "--gin.compilation_cache.foldr=x"],
-     "--gin.compilation_cache.foldr: compilation_cache has no parameter 'foldr' (did you mean folder?)"),
-])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], "no job 'trian'; did you mean train?"),
+        (["xyz"], "no job 'xyz'; jobs are train, eval, infer"),
+        (["train", "--gin_fil=x"], "unknown flag --gin_fil; did you mean --gin_file?"),
+        (["train", "--dry-run"], "unknown flag --dry-run; did you mean --dry_run?"),
+        (["infer", "--outputs=x"], "unknown flag --outputs; did you mean --output?"),
+        (["train", "--batch_size=3"], "unknown flag --batch_size; did you mean --gin.BATCH_SIZE?"),
+        (["infer", "--model_dir=x"], "unknown flag --model_dir; infer takes --checkpoint, --input, --output"),
+        (["--model_dir=x"], "unknown flag --model_dir; name the job first: t5x-lite JOB --flag=value"),
+        (["train", "--zzzz"], "unknown flag --zzzz; values are set by --gin.NAME=VALUE, see t5x-lite train --help"),
+        (["train", "x"], "'x' is not a flag; every choice is --flag=value, see t5x-lite train --help"),
+        (["train", "--gin.X"], "--gin.X has no value: write --gin.X=VALUE"),
+        (["train", "--gin_file", "--verbose_"], "--gin_file has no value: write --gin_file=VALUE"),
+        (["train", "--model_dir="], "--model_dir has no value: write --model_dir=VALUE"),
+        (["train", "--dry_run=1"], "--dry_run takes no value"),
+        (["train", "--dry_run", "--show_batches=0"], "--show_batches=0: give a whole number of at least 1"),
+        (["train", "--dry_run", "--at_step=x"], "--at_step=x: give a whole number of at least 1"),
+        (["try", "--checkpoint=a", "--dry_run", "--show_batches=1"], "--show_batches: try shows no batches"),
+        (["try"], "not set: checkpoint of job_of_the_cli_test. Add for example --checkpoint=VALUE"),
+        (
+            ["try", "--checkpoint=a", "--model_dir=x"],
+            "--model_dir: no binding refers to the macro MODEL_DIR; the macros here: none",
+        ),
+        (
+            ["try", "--checkpoint=a", "--gin.dry_job_of_the_cli_test.x=1"],
+            "--gin.dry_job_of_the_cli_test.x: dry_job_of_the_cli_test has no parameter 'x'; it has none",
+        ),
+        (
+            ["try", "--checkpoint=a", "--gin.compilation_cache.foldr=x"],
+            "--gin.compilation_cache.foldr: compilation_cache has no parameter 'foldr' (did you mean folder?)",
+        ),
+    ],
+)
 def test_mistakes(capsys, argv, words):
     assert error(capsys, *argv).startswith(words)
     assert calls == []

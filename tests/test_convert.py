@@ -22,8 +22,9 @@ from t5x_lite.partitioning import MeshConfig
 from t5x_lite.trainer import Trainer
 
 # Depths differ, so that a stack's label and counters are told apart; sizes that Adafactor factors.
-CONFIG = T5Config(vocab_size=96, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2,
-                  num_decoder_layers=1)
+CONFIG = T5Config(
+    vocab_size=96, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64, num_encoder_layers=2, num_decoder_layers=1
+)
 POSITIONS = {"positions": np.arange(4, dtype=np.int64).reshape(2, 2)}
 META = {"vocabulary": {"kind": "bytes", "extra_ids": 0}, "feature_lengths": {"inputs": 8}}
 OPTIMIZERS = {
@@ -58,8 +59,10 @@ def restore(folder, trainer):
 
 def flat(scanned, params):
     """Arrays by path, layers apart."""
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): w.Tensor.of(np.asarray(leaf))
-              for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): w.Tensor.of(np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
     return {path: tensor.read() for path, tensor in (w.split(leaves) if scanned else leaves).items()}
 
 
@@ -71,8 +74,10 @@ def folder_of(tmp_path_factory, scanned, optimizer):
         state = train(trainer, trainer.init(), STEP)
     else:
         rng = np.random.default_rng(0)
-        filled = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype) if x.ndim else np.full_like(x, STEP),
-                              jax.tree.map(np.asarray, trainer.init()))
+        filled = jax.tree.map(
+            lambda x: rng.normal(size=x.shape).astype(x.dtype) if x.ndim else np.full_like(x, STEP),
+            jax.tree.map(np.asarray, trainer.init()),
+        )
         state = jax.device_put(filled, trainer.shardings)
     checkpointer = checkpoints.Checkpointer(folder)
     checkpointer.save(state, POSITIONS, {**META, "model": trainer.model.config.to_dict()})
@@ -80,8 +85,11 @@ def folder_of(tmp_path_factory, scanned, optimizer):
     return folder, trainer, state
 
 
-@pytest.fixture(scope="module", params=[("adafactor", True), ("adafactor", False), ("adamw", True)],
-                ids=["adafactor, stacked", "adafactor, apart", "adamw, stacked"])
+@pytest.fixture(
+    scope="module",
+    params=[("adafactor", True), ("adafactor", False), ("adamw", True)],
+    ids=["adafactor, stacked", "adafactor, apart", "adamw, stacked"],
+)
 def run(request, tmp_path_factory):
     optimizer, scanned = request.param
     return optimizer, scanned, *folder_of(tmp_path_factory, scanned, optimizer)
@@ -148,18 +156,27 @@ def test_a_dry_run_writes_nothing(saved, tmp_path, capsys):
     assert "would write" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags, match", [
-    (["--from={saved}/nowhere", "--to={tmp}/new"], "no checkpoint under .*nowhere"),
-    (["--from={saved}", "--to={saved}"], "exists: name a new folder"),
-    (["--from={saved}", "--to={tmp}/new", "--format=pytorch"], "convert.format must be one of t5x_lite, hugging_face"),
-    (["--from={saved}", "--to={tmp}/new", "--gin.convert.dtype=int8"], "convert.dtype must be one of"),
-    (["--from={saved}", "--to={tmp}/new", "--gin.convert.step=7"], "no checkpoint of step 7 .* there are 2"),
-    (["--from={saved}", "--to={tmp}/new", "--gin.convert.max_shard_bytes=0"], "max_shard_bytes must be"),
-    (["--from={saved}", "--to={tmp}/new", "--format=t5x"], "only the state of Adafactor without momentum"),
-    (["--from={saved}", "--to={tmp}/new", "--format=stablehlo", "--gin.convert.input_length=0"], "input_length must"),
-    (["--from={saved}/checkpoints/2/_CHECKPOINT_METADATA", "--to={tmp}/new"], "no checkpoint under"),
-    (["--from={saved}"], "--to"),
-])
+@pytest.mark.parametrize(
+    "flags, match",
+    [
+        (["--from={saved}/nowhere", "--to={tmp}/new"], "no checkpoint under .*nowhere"),
+        (["--from={saved}", "--to={saved}"], "exists: name a new folder"),
+        (
+            ["--from={saved}", "--to={tmp}/new", "--format=pytorch"],
+            "convert.format must be one of t5x_lite, hugging_face",
+        ),
+        (["--from={saved}", "--to={tmp}/new", "--gin.convert.dtype=int8"], "convert.dtype must be one of"),
+        (["--from={saved}", "--to={tmp}/new", "--gin.convert.step=7"], "no checkpoint of step 7 .* there are 2"),
+        (["--from={saved}", "--to={tmp}/new", "--gin.convert.max_shard_bytes=0"], "max_shard_bytes must be"),
+        (["--from={saved}", "--to={tmp}/new", "--format=t5x"], "only the state of Adafactor without momentum"),
+        (
+            ["--from={saved}", "--to={tmp}/new", "--format=stablehlo", "--gin.convert.input_length=0"],
+            "input_length must",
+        ),
+        (["--from={saved}/checkpoints/2/_CHECKPOINT_METADATA", "--to={tmp}/new"], "no checkpoint under"),
+        (["--from={saved}"], "--to"),
+    ],
+)
 def test_mistakes_are_one_line_and_leave_nothing(saved, flags, match, tmp_path, capsys):
     assert cli.main(["convert", *(flag.format(saved=saved, tmp=tmp_path) for flag in flags)]) == 2
     configuration.clear()
@@ -265,22 +282,32 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_conversion(tmp_path):
     """There and back, half a gigabyte of parameters in stacks of 50 MB at most: measured in processes of their own."""
-    large = T5Config(vocab_size=4096, emb_dim=512, num_heads=8, head_dim=64, mlp_dim=2048, num_encoder_layers=12,
-                     num_decoder_layers=12)
+    large = T5Config(
+        vocab_size=4096,
+        emb_dim=512,
+        num_heads=8,
+        head_dim=64,
+        mlp_dim=2048,
+        num_encoder_layers=12,
+        num_decoder_layers=12,
+    )
     for name, config in (("tiny", CONFIG), ("large", large)):
         rng = np.random.default_rng(0)
-        params = {path: w.Tensor(leaf.shape, np.dtype("f4"), lambda s=leaf.shape: rng.random(s, np.float32))
-                  for path, leaf in w.expected_params(config).items()}
+        params = {
+            path: w.Tensor(leaf.shape, np.dtype("f4"), lambda s=leaf.shape: rng.random(s, np.float32))
+            for path, leaf in w.expected_params(config).items()
+        }
         native.write(native.epath.Path(tmp_path / "native" / name), w.Weights(config, params))
     stacks = w.stacked(params).values()
     largest, total = max(t.nbytes for t in stacks), sum(t.nbytes for t in stacks)
     for source, target, format in (("native", "hf", "hugging_face"), ("hf", "back", "t5x_lite"), ("hf", "t5x", "t5x")):
-        done = subprocess.run([sys.executable, "-P", "-c", MEASURED, tmp_path / source, tmp_path / target, format],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", MEASURED, tmp_path / source, tmp_path / target, format],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         grown = int(done.stdout.split()[-1]) * 1024
         print(f"{source} -> {target}: {grown / 2**20:.0f} MB for {total / 2**20:.0f} MB, largest {largest / 2**20:.0f}")
         # What is written together, and what compresses it, comes on top of the largest stack.
         assert grown < 2 * largest + 4 * native.GROUP_BYTES < total
-
-

@@ -41,7 +41,15 @@ def sentencepiece_model():
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(["the quick brown fox jumps over the lazy dog", "numbers 1 2 3 4 5"] * 10),
-        model_writer=out, minloglevel=2, vocab_size=60, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+        model_writer=out,
+        minloglevel=2,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+    )
     return out.getvalue()
 
 
@@ -177,12 +185,15 @@ def without(tensors, name):
     return {other: array for other, array in tensors.items() if other != name}
 
 
-@pytest.mark.parametrize("fault, match", [
-    (lambda t: without(t, "decoder.final_layer_norm.weight"), "missing: decoder.final_layer_norm.weight"),
-    (lambda t: {**t, "adapter.weight": np.ones(3, np.float32)}, "unknown: adapter.weight"),
-    (lambda t: {**t, "shared.weight": t["shared.weight"][:-1]}, r"shared.weight is \(127, 32\), not \(128, 32\)"),
-    (lambda t: {**t, "shared.weight": t["shared.weight"].astype(np.int8)}, "shared.weight is I8"),
-])
+@pytest.mark.parametrize(
+    "fault, match",
+    [
+        (lambda t: without(t, "decoder.final_layer_norm.weight"), "missing: decoder.final_layer_norm.weight"),
+        (lambda t: {**t, "adapter.weight": np.ones(3, np.float32)}, "unknown: adapter.weight"),
+        (lambda t: {**t, "shared.weight": t["shared.weight"][:-1]}, r"shared.weight is \(127, 32\), not \(128, 32\)"),
+        (lambda t: {**t, "shared.weight": t["shared.weight"].astype(np.int8)}, "shared.weight is I8"),
+    ],
+)
 def test_what_does_not_fit_is_named_and_nothing_is_written(fault, match, tmp_path, capsys):
     theirs = make(tmp_path / "theirs", "t5_1_1", fault(stored("t5_1_1")[1]))
     assert cli.main(["convert", f"--from={theirs}", f"--to={tmp_path}/ours"]) == 2
@@ -201,13 +212,16 @@ def test_rules_rename_and_drop(tmp_path):
     assert_same_tensors(tmp_path / "ours", stored("t5_1_1")[1])
 
 
-@pytest.mark.parametrize("rules, match", [
-    ([("nothing.*", None)], "'nothing.*' matches no tensor"),
-    ([("(", None)], r"'\(', None\) is no"),
-    (["shared.*"], "is no"),
-    ([("shared.*", r"\2")], "cannot replace shared.weight"),
-    ([("(encoder|decoder).final_layer_norm.weight", "norm")], "two tensors the name norm"),
-])
+@pytest.mark.parametrize(
+    "rules, match",
+    [
+        ([("nothing.*", None)], "'nothing.*' matches no tensor"),
+        ([("(", None)], r"'\(', None\) is no"),
+        (["shared.*"], "is no"),
+        ([("shared.*", r"\2")], "cannot replace shared.weight"),
+        ([("(encoder|decoder).final_layer_norm.weight", "norm")], "two tensors the name norm"),
+    ],
+)
 def test_rules_that_make_no_sense(rules, match, tmp_path):
     theirs = make(tmp_path / "theirs", "t5_1_1")
     with pytest.raises(UserError, match=match):
@@ -264,8 +278,12 @@ def test_pytorch_files(tmp_path, monkeypatch):
 def test_infer_reads_the_folder_as_it_is(tmp_path):
     theirs = make(tmp_path / "theirs", "t5_1_1")
     (tmp_path / "in.txt").write_text("the quick fox\nnumbers\n")
-    flags = [f"--input={tmp_path}/in.txt", "--gin.Decoder.max_length=5", "--gin.infer.max_input_length=16",
-             "--gin.infer.batch_size=8"]
+    flags = [
+        f"--input={tmp_path}/in.txt",
+        "--gin.Decoder.max_length=5",
+        "--gin.infer.max_input_length=16",
+        "--gin.infer.batch_size=8",
+    ]
     convert(str(theirs), str(tmp_path / "ours"))
     for name in ("theirs", "ours"):
         configuration.clear()

@@ -23,8 +23,10 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 def stored(name):
     with np.load(FIXTURES / f"{name}.npz") as arrays:
-        params, golden = ({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
-                          for prefix in ("params/", "golden/"))
+        params, golden = (
+            {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+            for prefix in ("params/", "golden/")
+        )
         return json.loads(arrays["config"].item()), params, golden
 
 
@@ -33,13 +35,20 @@ def variables(params, norm="layer_norm", last_norm="final_layer_norm"):
     out = {"shared/embedding": params["token_embedder/embedding"], "global_step": np.int64(1000)}
     if "decoder/logits_dense/kernel" in params:
         out["decoder/logits/kernel"] = params["decoder/logits_dense/kernel"]
-    for stack, attentions in (("encoder", [("attention", "SelfAttention", "pre_attention_layer_norm")]),
-                              ("decoder", [("self_attention", "SelfAttention", "pre_self_attention_layer_norm"),
-                                           ("encoder_decoder_attention", "EncDecAttention",
-                                            "pre_cross_attention_layer_norm")])):
+    for stack, attentions in (
+        ("encoder", [("attention", "SelfAttention", "pre_attention_layer_norm")]),
+        (
+            "decoder",
+            [
+                ("self_attention", "SelfAttention", "pre_self_attention_layer_norm"),
+                ("encoder_decoder_attention", "EncDecAttention", "pre_cross_attention_layer_norm"),
+            ],
+        ),
+    ):
         out[f"{stack}/{last_norm}/scale"] = params[f"{stack}/{stack}_norm/scale"]
         out[f"{stack}/block_000/layer_000/SelfAttention/relative_attention_bias"] = params[
-            f"{stack}/relpos_bias/rel_embedding"]
+            f"{stack}/relpos_bias/rel_embedding"
+        ]
         for i in range(2):
             for n, (ours, theirs, our_norm) in enumerate(attentions):
                 layer = f"{stack}/block_{i:03d}/layer_{n:03d}"
@@ -62,16 +71,26 @@ def write(folder, arrays, step=1000):
     names = list(arrays)
     with tf.device("CPU"):
         tensors = [tf.constant(arrays[name]) for name in names]
-        tf.raw_ops.SaveV2(prefix=str(folder / f"model.ckpt-{step}"), tensor_names=names,
-                          shape_and_slices=[""] * len(names), tensors=tensors)
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / f"model.ckpt-{step}"),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=tensors,
+        )
     return folder
 
 
-@pytest.mark.parametrize("name, norms, config", [
-    ("t5x_tiny_v1_0", ("layer_norm", "final_layer_norm"), ""),
-    ("t5x_tiny_v1_1", ("rms_norm", "rms_norm"),
-     "DenseReluDense.dropout_rate = 0.0\ntransformer_layers.DenseReluDense.activation = \\\n    ['gelu', 'linear']\n"),
-])
+@pytest.mark.parametrize(
+    "name, norms, config",
+    [
+        ("t5x_tiny_v1_0", ("layer_norm", "final_layer_norm"), ""),
+        (
+            "t5x_tiny_v1_1",
+            ("rms_norm", "rms_norm"),
+            "DenseReluDense.dropout_rate = 0.0\ntransformer_layers.DenseReluDense.activation = \\\n    ['gelu', 'linear']\n",
+        ),
+    ],
+)
 def test_logits_of_an_imported_model(name, norms, config, tmp_path):
     _, params, golden = stored(name)
     theirs = write(tmp_path / "theirs", variables(params, *norms))
@@ -95,10 +114,15 @@ def theirs(tmp_path_factory):
     return write(folder, {**arrays, "decoder/block_000/layer_000/Memory/q": np.zeros(3, np.float32)}, 2000)
 
 
-@pytest.mark.parametrize("name, step, found", [
-    ("", 1000, "model.ckpt-1000"), ("", None, "model.ckpt-2000"), ("model.ckpt-1000", None, "model.ckpt-1000"),
-    ("model.ckpt-1000.index", None, "model.ckpt-1000"),
-])
+@pytest.mark.parametrize(
+    "name, step, found",
+    [
+        ("", 1000, "model.ckpt-1000"),
+        ("", None, "model.ckpt-2000"),
+        ("model.ckpt-1000", None, "model.ckpt-1000"),
+        ("model.ckpt-1000.index", None, "model.ckpt-1000"),
+    ],
+)
 def test_a_checkpoint_is_named_by_its_folder_or_prefix(theirs, name, step, found):
     kind, path = formats.detect(theirs / name, step)
     assert (kind, path.name) == ("mesh_tensorflow", found)
@@ -109,8 +133,10 @@ def test_what_is_no_t5_is_named_and_can_be_dropped(theirs):
         formats.read(theirs)
     _, weights = formats.read(theirs, rules=[(".*/Memory/q", None)])
     assert weights.step == 2000 and weights.config.mlp_activations == ("relu",) and weights.config.logits_via_embedding
-    np.testing.assert_array_equal(weights.params["decoder/layers_1/encoder_decoder_attention/out/kernel"].read(),
-                                  stored("t5x_tiny_v1_0")[1]["decoder/layers_1/encoder_decoder_attention/out/kernel"])
+    np.testing.assert_array_equal(
+        weights.params["decoder/layers_1/encoder_decoder_attention/out/kernel"].read(),
+        stored("t5x_tiny_v1_0")[1]["decoder/layers_1/encoder_decoder_attention/out/kernel"],
+    )
 
 
 def test_the_operative_configuration_tells_the_activation(theirs, tmp_path):

@@ -16,8 +16,9 @@ from t5x_lite.interop import native
 from t5x_lite.interop import weights as w
 from t5x_lite.models import Model, T5Config
 
-CONFIG = T5Config(vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2,
-                  num_decoder_layers=2)
+CONFIG = T5Config(
+    vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=2
+)
 
 SERVE = """
 import sys
@@ -42,20 +43,29 @@ np.savez(out, ids=ids, scores=scores, fewer=fewer, given_scores=given_scores)
 def test_a_process_without_this_library_gives_the_same_ids_and_scores(tmp_path):
     rng = np.random.default_rng(0)
     tree = random_params(CONFIG)
-    params = w.split({jax.tree_util.keystr(path, simple=True, separator="/"): w.Tensor.of(np.asarray(leaf))
-                      for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]})
+    params = w.split(
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): w.Tensor.of(np.asarray(leaf))
+            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        }
+    )
     vocabulary = {"kind": "bytes", "extra_ids": 125}
     native.write(native.epath.Path(tmp_path / "run"), w.Weights(CONFIG, params, 3, vocabulary))
-    flags = ["--format=stablehlo", "--gin.convert.input_length=10", "--gin.convert.target_length=7",
-             "--gin.Decoder.max_length=6"]
+    flags = [
+        "--format=stablehlo",
+        "--gin.convert.input_length=10",
+        "--gin.convert.target_length=7",
+        "--gin.Decoder.max_length=6",
+    ]
     assert cli.main(["convert", f"--from={tmp_path}/run", f"--to={tmp_path}/served", *flags]) == 0
 
     inputs, targets = (rng.integers(3, 259, (3, n)).astype(np.int32) for n in (10, 7))
     inputs[1, 6:], targets[2, 4:] = 0, 0
     np.savez(tmp_path / "given.npz", inputs=inputs, targets=targets)
     arguments = [tmp_path / "served", tmp_path / "given.npz", tmp_path / "out.npz"]
-    done = subprocess.run([sys.executable, "-P", "-c", SERVE, *arguments], capture_output=True, text=True, timeout=300,
-                          env=one_device())
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", SERVE, *arguments], capture_output=True, text=True, timeout=300, env=one_device()
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = np.load(tmp_path / "out.npz")
 
@@ -64,8 +74,11 @@ def test_a_process_without_this_library_gives_the_same_ids_and_scores(tmp_path):
     np.testing.assert_array_equal(found["ids"], ids)
     np.testing.assert_array_equal(found["fewer"], ids[:1])
     np.testing.assert_allclose(found["scores"], scores, rtol=1e-5)
-    batch = {"encoder_input_tokens": inputs, "decoder_target_tokens": targets,
-             "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0)))}
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_target_tokens": targets,
+        "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    }
     given_scores = jax.jit(functools.partial(decoding.score, model))(tree, batch)
     np.testing.assert_allclose(found["given_scores"], given_scores, rtol=1e-5)
 

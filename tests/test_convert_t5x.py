@@ -104,13 +104,16 @@ def opened(folder, **options):
 def test_scanned_layers_come_apart_and_their_heads_together(scanned):
     found, theirs = opened(scanned).params, raw(scanned / "checkpoint_12", "target")
     expected = {
-        "encoder/layers_1/attention/query/kernel":
-            theirs["encoder/encoder/attention/query/kernel"][:, 1].reshape(64, 64),
-        "decoder/layers_0/encoder_decoder_attention/out/kernel":
-            theirs["decoder/decoder/encoder_decoder_attention/out/kernel"][:, 0].reshape(64, 64),
+        "encoder/layers_1/attention/query/kernel": theirs["encoder/encoder/attention/query/kernel"][:, 1].reshape(
+            64, 64
+        ),
+        "decoder/layers_0/encoder_decoder_attention/out/kernel": theirs[
+            "decoder/decoder/encoder_decoder_attention/out/kernel"
+        ][:, 0].reshape(64, 64),
         "decoder/layers_1/mlp/wo/kernel": theirs["decoder/decoder/mlp/wo/kernel"][:, 1],
-        "decoder/layers_0/pre_cross_attention_layer_norm/scale":
-            theirs["decoder/decoder/pre_cross_attention_layer_norm/scale"][:, 0],
+        "decoder/layers_0/pre_cross_attention_layer_norm/scale": theirs[
+            "decoder/decoder/pre_cross_attention_layer_norm/scale"
+        ][:, 0],
         "encoder/layers_1/relpos_bias/rel_embedding": theirs["encoder/encoder/relpos_bias/rel_embedding"][:, 1],
         "decoder/decoder_norm/scale": theirs["decoder/decoder_norm/scale"],
     }
@@ -146,8 +149,10 @@ def test_adafactors_state_of_a_scanned_checkpoint(scanned):
     def ours(slot, path):
         return found[f"inner_states.single.inner_state.0.{slot}.{path.replace('/', '.')}"]
 
-    query = theirs["decoder/decoder/self_attention/query/kernel/v_row"], theirs[
-        "decoder/decoder/self_attention/query/kernel/v_col"]
+    query = (
+        theirs["decoder/decoder/self_attention/query/kernel/v_row"],
+        theirs["decoder/decoder/self_attention/query/kernel/v_col"],
+    )
     assert query[0].shape == (64, 2) and query[1].shape == (2, 4, 16)
     np.testing.assert_array_equal(ours("v_row", "decoder/layers_1/self_attention/query/kernel"), query[0][:, 1])
     np.testing.assert_array_equal(ours("v_col", "decoder/layers_1/self_attention/query/kernel"), query[1][1].ravel())
@@ -165,8 +170,12 @@ def test_adafactors_state_of_a_scanned_checkpoint(scanned):
 
 def test_optax_calls_the_first_axis_of_a_square_matrix_its_rows():
     """What the test above relies on."""
-    optimizer = optimizers.adafactor(optimizers.constant_rate(1.0), min_dim_size_to_factor=2, clipping_threshold=None,
-                                     multiply_by_parameter_scale=False)
+    optimizer = optimizers.adafactor(
+        optimizers.constant_rate(1.0),
+        min_dim_size_to_factor=2,
+        clipping_threshold=None,
+        multiply_by_parameter_scale=False,
+    )
     rows, columns = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 1.0, 2.0, 7.0])
     gradient = {"w": jnp.asarray(np.outer(rows, columns), jnp.float32)}
     _, state, _ = optimizer.update(gradient, optimizer.init(gradient), gradient, jnp.int32(0))
@@ -199,8 +208,15 @@ def test_what_is_written_for_t5x_is_what_t5x_wrote(unscanned, tmp_path, optimize
 def test_bfloat16_stored_as_uint16_is_read_as_such(tmp_path):
     """T5X's version 2 did so."""
     values = jnp.asarray([[1.5, -2.0], [0.25, 3.0]], jnp.bfloat16)
-    store = ts.open({"driver": "zarr", "dtype": "uint16", "metadata": {"shape": [2, 2]},
-                     "kvstore": {"driver": "file", "path": str(tmp_path / "target.w")}}, create=True).result()
+    store = ts.open(
+        {
+            "driver": "zarr",
+            "dtype": "uint16",
+            "metadata": {"shape": [2, 2]},
+            "kvstore": {"driver": "file", "path": str(tmp_path / "target.w")},
+        },
+        create=True,
+    ).result()
     store.write(np.asarray(values).view(np.uint16)).result()
     tensor = t5x._tensor(t5x.epath.Path(tmp_path), "w", {"driver": "zarr", "kvstore": {"path": "elsewhere/target.w/"}})
     assert tensor.dtype == jnp.bfloat16
@@ -239,8 +255,10 @@ def test_training_starts_from_t5x_as_it_is(unscanned):
     np.testing.assert_array_equal(wi[1], theirs["decoder/layers_1/mlp/wi/kernel"])
     slots = raw(unscanned / "checkpoint_16", "state/param_states")
     found = checkpoints.as_dict(state.opt_state)
-    np.testing.assert_array_equal(found["inner_states.stack_of_2.inner_state.0.v_row.encoder.layers.mlp.wi.kernel"][1],
-                                  slots["encoder/layers_1/mlp/wi/kernel/v_row"])
+    np.testing.assert_array_equal(
+        found["inner_states.stack_of_2.inner_state.0.v_row.encoder.layers.mlp.wi.kernel"][1],
+        slots["encoder/layers_1/mlp/wi/kernel/v_row"],
+    )
     assert (np.asarray(found["inner_states.stack_of_2.inner_state.0.count"]) == UNSCANNED_STEP).all()
     other = Trainer(Model(dataclasses.replace(config, mlp_dim=64)), optimizer, Loss(), partitioner)
     with pytest.raises(UserError, match=r"encoder/layers/mlp/wi/kernel is \(2, 64, 128\), not \(2, 64, 64\)"):

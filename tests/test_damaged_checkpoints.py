@@ -220,19 +220,34 @@ def wrapped(problem):
         return e
 
 
-@pytest.mark.parametrize("problem", [
-    ConnectionResetError("by peer"), TimeoutError("timed out"), OSError(errno.ESTALE, "Stale file handle"),
-    OSError(errno.EIO, "Input/output error"), MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"),
-    ValueError("UNAVAILABLE: CURL error Could not connect to server"), ValueError("DEADLINE_EXCEEDED: all retries"),
-    RuntimeError("whatever it is"),
-])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ConnectionResetError("by peer"),
+        TimeoutError("timed out"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: memory"),
+        ValueError("UNAVAILABLE: CURL error Could not connect to server"),
+        ValueError("DEADLINE_EXCEEDED: all retries"),
+        RuntimeError("whatever it is"),
+    ],
+)
 def test_what_is_in_the_way_is_not_damage(problem):
     assert not stored.is_damage(problem) and not stored.is_damage(wrapped(problem))
 
 
-@pytest.mark.parametrize("problem", [
-    ValueError("Expecting value: line 1 column 1"), KeyError("tree_metadata"), FileNotFoundError("manifest.ocdbt"),
-    ValueError("DATA_LOSS: CRC-32C mismatch"), ValueError("NOT_FOUND: no .zarray"), NotADirectoryError("d"),
-])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        ValueError("Expecting value: line 1 column 1"),
+        KeyError("tree_metadata"),
+        FileNotFoundError("manifest.ocdbt"),
+        ValueError("DATA_LOSS: CRC-32C mismatch"),
+        ValueError("NOT_FOUND: no .zarray"),
+        NotADirectoryError("d"),
+    ],
+)
 def test_what_is_missing_or_garbled_is(problem):
     assert stored.is_damage(problem) and stored.is_damage(wrapped(problem))

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from t5x_lite import data
 from t5x_lite.errors import UserError
@@ -16,8 +17,13 @@ from t5x_lite.partitioning import MeshConfig
 def write_rows(path, n=100, s=6, t=4, start=0):
     rows = np.arange(start, start + n)[:, None]
     targets = np.full((n, t), 3) + rows % 50
-    np.savez(path, encoder_input_tokens=rows + np.arange(1, s + 1), decoder_input_tokens=targets,
-             decoder_target_tokens=targets, decoder_loss_weights=np.ones((n, t), int))
+    np.savez(
+        path,
+        encoder_input_tokens=rows + np.arange(1, s + 1),
+        decoder_input_tokens=targets,
+        decoder_target_tokens=targets,
+        decoder_loss_weights=np.ones((n, t), int),
+    )
 
 
 @pytest.fixture
@@ -30,7 +36,10 @@ def source(tmp_path):
 def take(source, steps, batch_size=8, positions=None, devices=8):
     sharding = MeshConfig().build(jax.devices()[:devices]).batch
     with data.Batches(source.open(), source.num_streams, batch_size, sharding, positions) as batches:
-        return [({k: np.asarray(v) for k, v in batch.items()}, where) for batch, where in (next(batches) for _ in range(steps))]
+        return [
+            ({k: np.asarray(v) for k, v in batch.items()}, where)
+            for batch, where in (next(batches) for _ in range(steps))
+        ]
 
 
 def rows_of(taken):
@@ -131,10 +140,12 @@ def test_going_on_costs_the_same_at_any_step(source, offset):
 
 
 def test_a_row_of_the_batch_comes_from_its_stream(source):
-    (batch, _), = take(source, 1)
+    ((batch, _),) = take(source, 1)
     streams = [(int(row[0]) - 1) for row in batch["encoder_input_tokens"]]
     blocks = source.open()
-    expected = [int(next(it)["encoder_input_tokens"][0]) - 1 for i in range(4) for it in [blocks.block(i, 0)] for _ in range(2)]
+    expected = [
+        int(next(it)["encoder_input_tokens"][0]) - 1 for i in range(4) for it in [blocks.block(i, 0)] for _ in range(2)
+    ]
     assert streams == expected
 
 
@@ -155,16 +166,26 @@ def test_what_is_wrong_is_said(source, tmp_path):
         data.NpzSource(str(tmp_path / "c.npz")).open()
 
 
-@pytest.mark.parametrize("array, says", [
-    (np.ones(8), r"decoder_loss_weights is float64 \[8\]; give whole numbers, \[rows, length\]"),
-    (np.full((8, 4), 0.5), "give whole numbers"), (np.full((8, 4), np.nan), "give whole numbers"),
-    (np.full((8, 4), 2**40), "give whole numbers"), (np.full((8, 4), "a"), "give whole numbers"),
-    (np.full((8, 4), None), "cannot be read as .npz .*allow_pickle"),
-])
+@pytest.mark.parametrize(
+    "array, says",
+    [
+        (np.ones(8), r"decoder_loss_weights is float64 \[8\]; give whole numbers, \[rows, length\]"),
+        (np.full((8, 4), 0.5), "give whole numbers"),
+        (np.full((8, 4), np.nan), "give whole numbers"),
+        (np.full((8, 4), 2**40), "give whole numbers"),
+        (np.full((8, 4), "a"), "give whole numbers"),
+        (np.full((8, 4), None), "cannot be read as .npz .*allow_pickle"),
+    ],
+)
 def test_arrays_of_another_kind_are_refused(tmp_path, array, says):
     rows = np.ones((8, 4))
-    np.savez(tmp_path / "a.npz", encoder_input_tokens=rows, decoder_input_tokens=rows, decoder_target_tokens=rows,
-             decoder_loss_weights=array)
+    np.savez(
+        tmp_path / "a.npz",
+        encoder_input_tokens=rows,
+        decoder_input_tokens=rows,
+        decoder_target_tokens=rows,
+        decoder_loss_weights=array,
+    )
     with pytest.raises(UserError, match=f"a.npz.*{says}"):
         data.NpzSource(str(tmp_path / "a.npz")).open()
 

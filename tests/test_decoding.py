@@ -16,8 +16,9 @@ from t5x_lite.models import T5Config
 from t5x_lite.partitioning import MeshConfig
 
 V = 40
-TINY = T5Config(vocab_size=V, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2,
-                num_decoder_layers=2)
+TINY = T5Config(
+    vocab_size=V, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=2
+)
 NO_EOS = V + 1  # never emitted: every row runs to the end
 
 
@@ -40,8 +41,11 @@ def rollout(model, params, inputs, max_length, eos_id):
     ids = np.zeros((b, max_length), np.int32)
     scores, margins, done = np.zeros(b), np.full(b, np.inf), np.zeros(b, bool)
     for i in range(max_length):
-        batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": given,
-                 "decoder_target_tokens": np.ones_like(given)}
+        batch = {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": given,
+            "decoder_target_tokens": np.ones_like(given),
+        }
         logits = np.asarray(apply(params, batch), np.float64)[:, i]
         best = logits.argmax(-1)
         two = np.sort(logits, axis=-1)[:, -2:]
@@ -65,10 +69,14 @@ def common_token(ids):
     raise AssertionError("no token is fit to be EOS: choose another seed")
 
 
-@pytest.mark.parametrize("config, seed", [
-    (TINY, 0),
-    (dataclasses.replace(TINY, logits_via_embedding=True, mlp_activations=("relu",), scan_layers=False), 5),
-], ids=["v1_1_scanned", "v1_0_unscanned"])
+@pytest.mark.parametrize(
+    "config, seed",
+    [
+        (TINY, 0),
+        (dataclasses.replace(TINY, logits_via_embedding=True, mlp_activations=("relu",), scan_layers=False), 5),
+    ],
+    ids=["v1_1_scanned", "v1_0_unscanned"],
+)
 def test_cached_greedy_is_the_argmax_of_the_full_model(config, seed):
     model, params = loud(config, seed)
     inputs = make_inputs(48)
@@ -96,9 +104,12 @@ def test_score_of_the_decoded_ids_is_the_decoder_s_score(tiny):
         ids, scores = jit_decode(model, params, inputs, 8, end)
         ids = np.asarray(ids)
         last = np.where((ids == end).any(1), (ids == end).argmax(1), 7)
-        batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": np.pad(ids, ((0, 0), (1, 0)))[:, :-1],
-                 "decoder_target_tokens": ids,
-                 "decoder_loss_weights": (np.arange(8) <= last[:, None]).astype(np.int32)}
+        batch = {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": np.pad(ids, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": ids,
+            "decoder_loss_weights": (np.arange(8) <= last[:, None]).astype(np.int32),
+        }
         np.testing.assert_allclose(jit_score(model, params, batch), scores, atol=1e-4)
     assert not np.allclose(scores, free_scores)
 
@@ -106,8 +117,11 @@ def test_score_of_the_decoded_ids_is_the_decoder_s_score(tiny):
 def test_score_counts_what_is_not_padding(tiny):
     model, params = tiny
     inputs, targets = make_inputs(6), make_inputs(6, 7, seed=1)
-    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-             "decoder_target_tokens": targets}
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": targets,
+    }
     scores = jit_score(model, params, batch)
     log_probs = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(params, batch)))
     for row in range(6):
@@ -145,7 +159,7 @@ def test_stops_when_every_row_has_ended(tiny):
     assert len(early) >= 2
     ids, steps = counted_steps(model, params, early, 12, eos)
     assert steps == list(range(last + 1))
-    assert not ids[:, last + 1:].any()
+    assert not ids[:, last + 1 :].any()
     # Fillers do not keep the loop alive, nor does a batch of nothing else start it.
     filled = np.concatenate([early, np.zeros((3, 10), np.int32)])
     ids, steps = counted_steps(model, params, filled, 12, eos)
@@ -188,8 +202,9 @@ def test_sampling_follows_the_probabilities():
     n = 20_000
 
     def frequencies(**kwargs):
-        drawn = decoding.sample(jnp.broadcast_to(logits, (n, 4)), jnp.arange(n), jnp.zeros(n, jnp.int32), jnp.int32(5),
-                                **kwargs)
+        drawn = decoding.sample(
+            jnp.broadcast_to(logits, (n, 4)), jnp.arange(n), jnp.zeros(n, jnp.int32), jnp.int32(5), **kwargs
+        )
         return np.bincount(drawn, minlength=4) / n
 
     # Five standard deviations of a frequency are at most 0.018.
@@ -211,7 +226,7 @@ def exact(logits, temperature=1.0, top_k=0, top_p=1.0):
     """The probabilities that these settings mean, in float64."""
     logits = np.asarray(logits, np.float64) / temperature
     order = np.argsort(-logits, kind="stable")
-    kept = order[:top_k or None]
+    kept = order[: top_k or None]
     probabilities = np.exp(logits[kept]) / np.exp(logits[kept]).sum()
     kept = kept[np.cumsum(probabilities) - probabilities < top_p]
     result = np.zeros(len(logits))
@@ -219,9 +234,17 @@ def exact(logits, temperature=1.0, top_k=0, top_p=1.0):
     return result
 
 
-@pytest.mark.parametrize("settings", [
-    pytest.param(settings, marks=() if settings in (SETTINGS[0], SETTINGS[-1]) else pytest.mark.slow,
-                 id=",".join(f"{k}={v}" for k, v in settings.items()) or "plain") for settings in SETTINGS])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(
+            settings,
+            marks=() if settings in (SETTINGS[0], SETTINGS[-1]) else pytest.mark.slow,
+            id=",".join(f"{k}={v}" for k, v in settings.items()) or "plain",
+        )
+        for settings in SETTINGS
+    ],
+)
 def test_samples_pass_a_chi_square_test(settings):
     logits = np.random.default_rng(0).uniform(-1, 1, V).astype(np.float32)
     rows, numbers, positions = 400, 5, 4
@@ -243,8 +266,15 @@ def test_neighbouring_draws_are_independent(along):
     zeros = jnp.zeros((n, 6))
     draw = jax.jit(decoding.sample)
     i = np.arange(n, dtype=np.int32)
-    first, second = (draw(zeros, i * 2 + d * (along == "rows"), np.full(n, d * (along == "numbers"), np.int32),
-                          d * (along == "positions")) for d in (0, 1))
+    first, second = (
+        draw(
+            zeros,
+            i * 2 + d * (along == "rows"),
+            np.full(n, d * (along == "numbers"), np.int32),
+            d * (along == "positions"),
+        )
+        for d in (0, 1)
+    )
     pairs = np.bincount(np.asarray(first) * 6 + np.asarray(second), minlength=36)
     assert scipy.stats.chisquare(pairs).pvalue > 1e-4
 
@@ -260,8 +290,11 @@ def test_what_was_cut_is_never_drawn(settings):
         assert allowed[np.arange(64), drawn].all()
 
 
-@pytest.mark.parametrize("shape", [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
-                         ids=lambda shape: "_".join(f"{axis}{n}" for axis, n in shape.items()))
+@pytest.mark.parametrize(
+    "shape",
+    [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=lambda shape: "_".join(f"{axis}{n}" for axis, n in shape.items()),
+)
 def test_noise_is_the_same_to_the_bit_on_any_mesh_and_in_any_batch(shape):
     rows, numbers = np.arange(32, dtype=np.int32), np.arange(32, dtype=np.int32) % 3
     draw = functools.partial(decoding.noise, 5, position=jnp.int32(7), v=V)
@@ -280,8 +313,12 @@ def test_scores_of_samples_are_the_model_s_own(tiny):
     inputs = make_inputs(8)
     ids, scores = jit_decode(model, params, inputs, 6, NO_EOS, choose=SAMPLE)
     assert (np.asarray(ids) != np.asarray(jit_decode(model, params, inputs, 6, NO_EOS)[0])).any()
-    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": np.pad(ids, ((0, 0), (1, 0)))[:, :-1],
-             "decoder_target_tokens": ids, "decoder_loss_weights": np.ones_like(ids)}
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(ids, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": ids,
+        "decoder_loss_weights": np.ones_like(ids),
+    }
     np.testing.assert_allclose(jit_score(model, params, batch), scores, atol=1e-4)
 
 
@@ -289,8 +326,10 @@ def test_decoder_is_decode_with_settings(tiny):
     model, params = tiny
     inputs = make_inputs(4)
     rows = jnp.arange(7, 11)
-    for decoder, choose in ((decoding.Decoder(max_length=6), decoding.greedy),
-                            (decoding.Decoder(6, "sample", temperature=1.3, top_k=20, top_p=0.95, seed=3), SAMPLE)):
+    for decoder, choose in (
+        (decoding.Decoder(max_length=6), decoding.greedy),
+        (decoding.Decoder(6, "sample", temperature=1.3, top_k=20, top_p=0.95, seed=3), SAMPLE),
+    ):
         ids, scores = jax.jit(lambda p, x, r, decoder=decoder: decoder(model, p, x, 1, r))(params, inputs, rows)
         expected, expected_scores = jit_decode(model, params, inputs, 6, 1, choose=choose, row_ids=rows)
         assert ids.shape == (4, 6)
@@ -298,10 +337,23 @@ def test_decoder_is_decode_with_settings(tiny):
         np.testing.assert_array_equal(scores, expected_scores)
 
 
-@pytest.mark.parametrize("wrong", [{"max_length": 0}, {"method": "beem"}, {"temperature": 0.0}, {"top_k": -1},
-                                   {"top_p": 0.0}, {"top_p": 1.5}, {"num_beams": 0}, {"length_penalty": np.nan},
-                                   {"beam_rule": "paper"}, {"num_return_sequences": 0}, {"num_return_sequences": 2},
-                                   {"num_return_sequences": 5, "method": "beam"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_length": 0},
+        {"method": "beem"},
+        {"temperature": 0.0},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"num_beams": 0},
+        {"length_penalty": np.nan},
+        {"beam_rule": "paper"},
+        {"num_return_sequences": 0},
+        {"num_return_sequences": 2},
+        {"num_return_sequences": 5, "method": "beam"},
+    ],
+)
 def test_decoder_refuses_nonsense(wrong):
     with pytest.raises(UserError, match=f"Decoder.{next(iter(wrong))}"):
         decoding.Decoder(**wrong)

@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 
-import gin
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from npz_runs import TOKENS, flags, run, steps_seen, train_losses, write_rows
 
+import gin
 from t5x_lite import checkpoints, losses, plots, run_folder
 from t5x_lite.partitioning import leaves_by_path
 
@@ -164,8 +164,14 @@ def test_a_run_that_went_back_is_the_same_run_when_it_is_stopped_in_between(pois
 
 def test_spikes_by_choice(poisoned, skipping, tmp_path, capsys):
     first = next(step for step in bad_steps(skipping) if step > 3)
-    spiky = {"TRAIN_STEPS": 12, "train.save_every": 1, "PoisonedLoss.spike": 50.0, "Health.max_bad_steps": 1,
-             "Health.spike_window": 3, "Health.spike_deviations": 6.0}
+    spiky = {
+        "TRAIN_STEPS": 12,
+        "train.save_every": 1,
+        "PoisonedLoss.spike": 50.0,
+        "Health.max_bad_steps": 1,
+        "Health.spike_window": 3,
+        "Health.spike_deviations": 6.0,
+    }
     assert run(tmp_path, *poisoned, **spiky) == 2
     out, err = capsys.readouterr()
     assert f"step {first}: its loss of" in out and "is a spike" in out and "bad steps in a row" in err
@@ -179,10 +185,13 @@ KILLS, STEPS = 24, 400
 
 def start(folder, arguments):
     # One device: what is killed here is the process.
-    environment = {**os.environ, "T5X_LITE_COMPILATION_CACHE": "off",
-                   "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.Popen([sys.executable, "-P", "-m", "t5x_lite", *arguments, f"--model_dir={folder}"],
-                            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "T5X_LITE_COMPILATION_CACHE": "off", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "t5x_lite", *arguments, f"--model_dir={folder}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def kill_somewhere(kind, process, folder, rng):

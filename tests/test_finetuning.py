@@ -24,7 +24,9 @@ def run(a_trainer, steps=3, state=None):
     out = [({n: np.array(x) for n, x in paths(state.params).items()}, {})]
     for step in range(steps):
         state, metrics = a_trainer.step(state, jax.device_put(make_batch(seed=step), a_trainer.partitioner.batch))
-        out.append(({n: np.array(x) for n, x in paths(state.params).items()}, {k: float(v) for k, v in metrics.items()}))
+        out.append(
+            ({n: np.array(x) for n, x in paths(state.params).items()}, {k: float(v) for k, v in metrics.items()})
+        )
     return out
 
 
@@ -50,7 +52,9 @@ def test_gradients_are_those_of_full_finetuning_restricted():
     assert paths(found).keys() == {n for n in expected if trainable.trains(n)} and len(paths(found)) < len(expected)
     largest = max(np.abs(grad).max() for grad in expected.values())
     for name, grad in paths(found).items():
-        if name.endswith("key/bias"):  # adds the same to all that a query is compared with, which softmax takes out again
+        if name.endswith(
+            "key/bias"
+        ):  # adds the same to all that a query is compared with, which softmax takes out again
             assert max(np.abs(grad).max(), np.abs(expected[name]).max()) < 1e-12 * largest
             continue
         np.testing.assert_allclose(grad, expected[name], rtol=1e-9, atol=1e-12 * np.abs(expected[name]).max())
@@ -182,9 +186,15 @@ def test_what_is_added_is_sharded_as_its_kernel():
 
 
 def open_layers(depth, episodes, total, step, scanned=True, offset=0):
-    layers = {"layers": {"w": jnp.ones((depth, 2))}} if scanned else {f"layers_{i}": {"w": jnp.ones(2)} for i in range(depth)}
-    params = {"encoder": {**layers, "relpos_bias": {"rel_embedding": jnp.ones(3)}, "encoder_norm": {"scale": jnp.ones(1)}},
-              "token_embedder": {"embedding": jnp.ones(4)}}
+    layers = (
+        {"layers": {"w": jnp.ones((depth, 2))}}
+        if scanned
+        else {f"layers_{i}": {"w": jnp.ones(2)} for i in range(depth)}
+    )
+    params = {
+        "encoder": {**layers, "relpos_bias": {"rel_embedding": jnp.ones(3)}, "encoder_norm": {"scale": jnp.ones(1)}},
+        "token_embedder": {"embedding": jnp.ones(4)},
+    }
     trainable = Trainable(unfreezing=GradualUnfreezing(total, episodes, offset=offset))
     mask = paths(trainable.mask(params, params, jnp.int32(step)))
     assert mask["token_embedder/embedding"] and mask["encoder/encoder_norm/scale"]
@@ -212,7 +222,9 @@ def test_layers_join_from_the_top(scanned):
 def test_frozen_layers_stay_bit_by_bit_until_they_join():
     """Three episodes of two steps; both stacks in parallel, whatever their depth."""
     trainable = Trainable(unfreezing=GradualUnfreezing(6, episodes=3))
-    optimizer = optimizers.adafactor(optimizers.constant_rate(0.01), momentum=0.9, weight_decay_rate=0.1, max_grad_norm=0.5)
+    optimizer = optimizers.adafactor(
+        optimizers.constant_rate(0.01), momentum=0.9, weight_decay_rate=0.1, max_grad_norm=0.5
+    )
     states = run(make_trainer(CONFIG, trainable, optimizer=optimizer), 6)
     expected = {"encoder": [1, 1, 2, 2, 2, 2], "decoder": [1, 1, 2, 2, 3, 3]}
     for step in range(6):

@@ -46,7 +46,9 @@ def save(folder, a_trainer, state, **arguments):
 
 def finetune(base, folder, a_trainer, steps=2):
     """As the job does: parameters from `base`, then only the trained ones saved; the state on the host."""
-    state, step = checkpoints.initialise(base, start(a_trainer), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
+    state, step = checkpoints.initialise(
+        base, start(a_trainer), a_trainer.shardings, may_lack=a_trainer.model.added_paths
+    )
     own = a_trainer.trained_paths | a_trainer.model.added_paths
     meta = {"base": checkpoints.base_of(checkpoints.find_step(base, step), state.params, own)}
     for _ in range(steps):
@@ -75,7 +77,9 @@ def test_plain_parameters_come_from_the_base_and_new_ones_keep_their_start(base)
     folder, plain = base
     a_trainer = make_trainer(WITH_LORA, LORA, (2, 2, 1))
     fresh = jax.tree.map(np.array, start(a_trainer))
-    state, step = checkpoints.initialise(folder, start(a_trainer), a_trainer.shardings, may_lack=a_trainer.model.added_paths)
+    state, step = checkpoints.initialise(
+        folder, start(a_trainer), a_trainer.shardings, may_lack=a_trainer.model.added_paths
+    )
     assert step == 0
     found = paths(state.params)
     for name, value in paths(fresh.params).items():
@@ -100,7 +104,9 @@ def test_only_what_was_trained_is_written(finetuned, base):
     folder, _ = finetuned
     written = Stored(checkpoints.find_step(folder)).shapes("params")
     assert written.keys() == Model(WITH_LORA).added_paths
-    bytes_of = {f: sum(p.stat().st_size for p in f.rglob("*") if p.is_file() and "params" in p.parts) for f in (folder, base[0])}
+    bytes_of = {
+        f: sum(p.stat().st_size for p in f.rglob("*") if p.is_file() and "params" in p.parts) for f in (folder, base[0])
+    }
     assert bytes_of[folder] < bytes_of[base[0]] / 2
     assert checkpoints.read_meta(checkpoints.find_step(folder))["base"]["path"] == str(base[0] / "checkpoints" / "0")
 
@@ -118,8 +124,12 @@ def test_a_run_goes_on_from_it_on_any_mesh(finetuned, shape):
     a_trainer = make_trainer(WITH_LORA, LORA, shape)
     restored = checkpoints.Checkpointer(folder).restore(a_trainer.abstract_state, a_trainer.shardings, POSITIONS)
     assert not differing(restored.state, state)
-    assert all(leaf.sharding == sharding for leaf, sharding in
-               zip(jax.tree.leaves(restored.state.params), jax.tree.leaves(a_trainer.shardings.params), strict=True))
+    assert all(
+        leaf.sharding == sharding
+        for leaf, sharding in zip(
+            jax.tree.leaves(restored.state.params), jax.tree.leaves(a_trainer.shardings.params), strict=True
+        )
+    )
 
 
 @pytest.mark.slow

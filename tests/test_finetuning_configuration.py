@@ -36,18 +36,26 @@ def test_the_configuration_survives_json():
         (lambda: PromptTuning(0), "PromptTuning.length must be"),
         (lambda: PromptTuning(start="zeros"), "PromptTuning.start must be one of vocabulary, random"),
         (lambda: dataclasses.replace(CONFIG, lora=8), "T5Config.lora must be None or @LoRA\\(\\), not 8"),
-        (lambda: Model(dataclasses.replace(CONFIG, lora=LoRA(kernels=(".*", "nothing")))).abstract_params() and
-            Model(dataclasses.replace(CONFIG, lora=LoRA(kernels=(".*", "nothing")))).logical_axes(),
-         "LoRA.kernels: 'nothing' matches no kernel"),
+        (
+            lambda: (
+                Model(dataclasses.replace(CONFIG, lora=LoRA(kernels=(".*", "nothing")))).abstract_params()
+                and Model(dataclasses.replace(CONFIG, lora=LoRA(kernels=(".*", "nothing")))).logical_axes()
+            ),
+            "LoRA.kernels: 'nothing' matches no kernel",
+        ),
         (lambda: Trainable(("(",)), "Trainable.patterns: '\\(' is no regular expression"),
         (lambda: Trainable(()), "Trainable.patterns is empty"),
-        (lambda: make_trainer(trainable=Trainable((".*", ".*/lora_[ab]"))).shardings,
-         r"Trainable.patterns: '.\*/lora_\[ab\]' matches no parameter"),
+        (
+            lambda: make_trainer(trainable=Trainable((".*", ".*/lora_[ab]"))).shardings,
+            r"Trainable.patterns: '.\*/lora_\[ab\]' matches no parameter",
+        ),
         (lambda: GradualUnfreezing(0), "GradualUnfreezing.total_steps must be"),
         (lambda: GradualUnfreezing(10, episodes=0), "GradualUnfreezing.episodes must be"),
         (lambda: GradualUnfreezing(10, offset=10), "GradualUnfreezing.offset = 10 must be below total_steps = 10"),
-        (lambda: make_trainer(trainable=Trainable(unfreezing=GradualUnfreezing(9, always=("x",)))).shardings,
-         "GradualUnfreezing.always: 'x' matches no parameter"),
+        (
+            lambda: make_trainer(trainable=Trainable(unfreezing=GradualUnfreezing(9, always=("x",)))).shardings,
+            "GradualUnfreezing.always: 'x' matches no parameter",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line(make, message):
@@ -73,7 +81,7 @@ def test_every_gin_file_is_in_the_table():
 
 @pytest.mark.parametrize("name", GIN_FILES)
 def test_gin_files_train_what_they_say(name):
-    import t5x_lite.data  # noqa: F401
+    import t5x_lite.data
     import t5x_lite.jobs.train  # noqa: F401
 
     added, trained = GIN_FILES[name]

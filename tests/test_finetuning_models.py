@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from finetuned_models import ADDED, CONFIG, D, EVERYTHING, F, size
+from finetuned_models import ADDED, CONFIG, EVERYTHING, D, F, size
 from tiny_models import differing, make_batch, random_params, unstacked
 
 from t5x_lite import decoding, finetuning, trainer
@@ -92,8 +92,14 @@ def test_decoding_with_a_cache_computes_the_same():
 
 
 def test_merged_kernels_compute_the_same():
-    config = dataclasses.replace(CONFIG, lora=LoRA(4, alpha=12.0, kernels=(".*/kernel",)), ia3=IA3(), bitfit=BitFit(),
-                                 dtype="float64", param_dtype="float64")
+    config = dataclasses.replace(
+        CONFIG,
+        lora=LoRA(4, alpha=12.0, kernels=(".*/kernel",)),
+        ia3=IA3(),
+        bitfit=BitFit(),
+        dtype="float64",
+        param_dtype="float64",
+    )
     with jax.enable_x64(True):
         params = random_params(config)
         merged_config, merged = finetuning.merge(config, params)
@@ -119,28 +125,34 @@ def test_merged_kernels_compute_the_same_in_float32():
 
 def test_products_and_adapters_are_what_the_papers_say():
     """Written out once more in NumPy, from one layer of the encoder."""
+    from flax import nnx
+
     from t5x_lite.models.encoder_decoder import EncoderLayer
     from t5x_lite.models.finetuning import adapted, extend
-
-    from flax import nnx
 
     config = EVERYTHING
     layer = extend(EncoderLayer(config, rngs=nnx.Rngs(params=0)), config, "encoder/layers", rngs=nnx.Rngs(params=1))
     rng = np.random.default_rng(1)
-    nnx.update(layer, jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape).astype("float32"), nnx.state(layer)))
+    nnx.update(
+        layer, jax.tree.map(lambda x: x + 0.2 * rng.standard_normal(x.shape).astype("float32"), nnx.state(layer))
+    )
     x = np.random.default_rng(0).standard_normal((2, 3, D)).astype(np.float32)
 
     def array(path):
         return np.asarray(functools.reduce(getattr, path.split("."), layer)[...], np.float64)
 
-    value = x @ array("attention.value.kernel") + 4.0 * x @ array("attention.value.lora_a") @ array("attention.value.lora_b")
+    value = x @ array("attention.value.kernel") + 4.0 * x @ array("attention.value.lora_a") @ array(
+        "attention.value.lora_b"
+    )
     value = (value + array("attention.value.bias")) * array("attention.value.ia3_output")
     np.testing.assert_allclose(layer.attention.value(x), value, rtol=1e-4, atol=1e-4)
     hidden = np.random.default_rng(1).standard_normal((2, 3, F)).astype(np.float32)
     out = (hidden * array("mlp.wo.ia3_input")) @ array("mlp.wo.kernel") + array("mlp.wo.bias")
     np.testing.assert_allclose(layer.mlp.wo(hidden), out, rtol=1e-4, atol=1e-4)
     assert not hasattr(layer.attention.out, "lora_scale") and layer.attention.key.lora_a is None
-    normal = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * array("mlp_adapter.layer_norm.scale")
+    normal = (
+        x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6) * array("mlp_adapter.layer_norm.scale")
+    )
     adapter = x + np.maximum(normal @ array("mlp_adapter.wi.kernel"), 0) @ array("mlp_adapter.wo.kernel")
     np.testing.assert_allclose(adapted(layer, "mlp", x, None), adapter, rtol=1e-4, atol=1e-4)
 
@@ -183,7 +195,10 @@ def test_where_a_prompt_starts(start):
 def test_packed_rows_have_no_prompt():
     model = Model(dataclasses.replace(CONFIG, prompt=PromptTuning(5)))
     batch = make_batch()
-    packed = {**batch, "encoder_segment_ids": np.ones_like(batch["encoder_input_tokens"]),
-              "decoder_segment_ids": np.ones_like(batch["decoder_input_tokens"])}
+    packed = {
+        **batch,
+        "encoder_segment_ids": np.ones_like(batch["encoder_input_tokens"]),
+        "decoder_segment_ids": np.ones_like(batch["decoder_input_tokens"]),
+    }
     with pytest.raises(UserError, match="SeqioSource.packing = False"):
         jax.eval_shape(model.apply, model.abstract_params(), packed)

@@ -19,8 +19,16 @@ from t5x_lite.models.masks import Mask
 from t5x_lite.partitioning import leaves_by_path
 from t5x_lite.trainer import loss_and_grads
 
-CONFIG = T5Config(vocab_size=64, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=48, num_encoder_layers=2,
-                  num_decoder_layers=2, attention="arrays")
+CONFIG = T5Config(
+    vocab_size=64,
+    emb_dim=32,
+    num_heads=2,
+    head_dim=16,
+    mlp_dim=48,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    attention="arrays",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,15 @@ from t5x_lite.models import Model, T5Config
 
 
 def v1_1(emb_dim, num_heads, mlp_dim, layers):
-    return T5Config(vocab_size=32128, emb_dim=emb_dim, num_heads=num_heads, head_dim=64, mlp_dim=mlp_dim,
-                    num_encoder_layers=layers, num_decoder_layers=layers)
+    return T5Config(
+        vocab_size=32128,
+        emb_dim=emb_dim,
+        num_heads=num_heads,
+        head_dim=64,
+        mlp_dim=mlp_dim,
+        num_encoder_layers=layers,
+        num_decoder_layers=layers,
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,19 +41,41 @@ def test_t5_1_1_sizes_at_512_and_114(config, gigaflops, digits):
 def test_counts_the_forward_products_that_xla_counts(activations):
     # Unequal everything, so that no two letters of the formula can be exchanged unseen. No scan: XLA would count the
     # body of a loop once.
-    config = T5Config(vocab_size=384, emb_dim=96, num_heads=3, head_dim=40, mlp_dim=160, num_encoder_layers=2,
-                      num_decoder_layers=3, mlp_activations=activations, scan_layers=False)
+    config = T5Config(
+        vocab_size=384,
+        emb_dim=96,
+        num_heads=3,
+        head_dim=40,
+        mlp_dim=160,
+        num_encoder_layers=2,
+        num_decoder_layers=3,
+        mlp_activations=activations,
+        scan_layers=False,
+    )
     model, b, s, t = Model(config), 2, 64, 48
-    batch = {"encoder_input_tokens": jnp.ones((b, s), jnp.int32), "decoder_input_tokens": jnp.ones((b, t), jnp.int32),
-             "decoder_target_tokens": jnp.ones((b, t), jnp.int32), "decoder_loss_weights": jnp.ones((b, t), jnp.int32)}
+    batch = {
+        "encoder_input_tokens": jnp.ones((b, s), jnp.int32),
+        "decoder_input_tokens": jnp.ones((b, t), jnp.int32),
+        "decoder_target_tokens": jnp.ones((b, t), jnp.int32),
+        "decoder_loss_weights": jnp.ones((b, t), jnp.int32),
+    }
     params = model.abstract_params()
     products = _dot_flops(jax.make_jaxpr(lambda p: model.apply(p, batch))(params).jaxpr)
     assert products == pytest.approx(b * flops.train_flops_per_example(config, s, t) / 3, rel=1e-3)
 
 
 def test_counts_the_forward_products_of_a_language_model():
-    config = T5Config(vocab_size=384, emb_dim=96, num_heads=3, head_dim=40, mlp_dim=160, num_encoder_layers=0,
-                      num_decoder_layers=3, architecture="prefix_lm", scan_layers=False)
+    config = T5Config(
+        vocab_size=384,
+        emb_dim=96,
+        num_heads=3,
+        head_dim=40,
+        mlp_dim=160,
+        num_encoder_layers=0,
+        num_decoder_layers=3,
+        architecture="prefix_lm",
+        scan_layers=False,
+    )
     model, b, n = Model(config), 2, 48
     names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
     batch = dict.fromkeys(names, jnp.ones((b, n), jnp.int32))

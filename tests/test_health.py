@@ -37,8 +37,12 @@ def batch(first):
     tokens = np.random.default_rng(0).integers(10, 32, (8, 6)).astype(np.int32)
     targets = tokens.copy()
     targets[5, 0] = first
-    return {"encoder_input_tokens": tokens, "decoder_input_tokens": tokens, "decoder_target_tokens": targets,
-            "decoder_loss_weights": np.ones_like(tokens)}
+    return {
+        "encoder_input_tokens": tokens,
+        "decoder_input_tokens": tokens,
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": np.ones_like(tokens),
+    }
 
 
 UNFREEZING = Trainable(unfreezing=GradualUnfreezing(total_steps=100, episodes=2))

@@ -15,8 +15,18 @@ from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import MeshConfig
 
 V, LENGTH, EOS = 40, 8, 1
-MODEL = Model(T5Config(vocab_size=V, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-                       num_decoder_layers=1, scan_layers=False))
+MODEL = Model(
+    T5Config(
+        vocab_size=V,
+        emb_dim=16,
+        num_heads=2,
+        head_dim=8,
+        mlp_dim=32,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        scan_layers=False,
+    )
+)
 SAMPLE = functools.partial(decoding.sample, seed=3, temperature=1.3, top_k=20)
 jit_decode = jax.jit(decoding.decode, static_argnames=("model", "max_length", "choose", "num_return_sequences"))
 apply = jax.jit(MODEL.apply)
@@ -41,8 +51,11 @@ PREFIX = np.array([[0, 0, 0], [5, 0, 0], [6, 7, 8], [9, 1, 3], [0, 0, 0], [4, 4,
 
 
 def mean_logits(members, inputs, ids):
-    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": np.pad(ids, ((0, 0), (1, 0)))[:, :-1],
-             "decoder_target_tokens": np.ones_like(ids)}
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": np.pad(ids, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": np.ones_like(ids),
+    }
     return np.mean([np.asarray(apply(params, batch), np.float64) for params in members], axis=0)
 
 
@@ -97,8 +110,11 @@ def test_no_prefix_is_an_empty_one(members, inputs):
 @pytest.mark.parametrize("architecture", ["encoder_decoder", "causal_lm", "prefix_lm"])
 def test_prefixes_are_read_at_once(inputs, architecture):
     layers = 2 if architecture == "encoder_decoder" else 0
-    model = Model(dataclasses.replace(MODEL.config, architecture=architecture, num_encoder_layers=layers,
-                                      num_decoder_layers=2, scan_layers=True))
+    model = Model(
+        dataclasses.replace(
+            MODEL.config, architecture=architecture, num_encoder_layers=layers, num_decoder_layers=2, scan_layers=True
+        )
+    )
     params = jax.jit(model.init)(jax.random.key(0))
     prefix = np.maximum(PREFIX, 1)[:, :2]
     start = jax.jit(lambda params: incremental.start(model, params, inputs, LENGTH, 3, prefix))(params)
@@ -144,7 +160,8 @@ def test_sequences_of_a_row_have_noise_of_their_own_and_the_best_is_first(member
     backwards = np.arange(8, dtype=np.int32)[::-1]
     with partitioner.activate():
         there = jax.jit(lambda p, x, r: decoder(MODEL, p, x, EOS, r))(
-            sharded, *(jax.device_put(x, partitioner.batch) for x in (inputs[::-1], backwards)))
+            sharded, *(jax.device_put(x, partitioner.batch) for x in (inputs[::-1], backwards))
+        )
     np.testing.assert_array_equal(there[0][::-1], ids)
     np.testing.assert_allclose(there[1][::-1], scores, atol=1e-4)
 
@@ -177,9 +194,16 @@ def test_rank_is_the_score_of_each_choice(members, inputs, averaged):
         assert ranked.shape == (8, 4) and ranked.dtype == np.float32
         for c in range(4):
             targets = np.broadcast_to(given, (8, 4, 5))[:, c]
-            scores = np.asarray(score(params, {
-                "encoder_input_tokens": inputs, "decoder_target_tokens": targets,
-                "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1]}))
+            scores = np.asarray(
+                score(
+                    params,
+                    {
+                        "encoder_input_tokens": inputs,
+                        "decoder_target_tokens": targets,
+                        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+                    },
+                )
+            )
             missing = ~targets.any(1)
             np.testing.assert_allclose(ranked[~missing, c], scores[~missing], atol=1e-4)
             assert np.isneginf(ranked[missing, c]).all()
@@ -188,8 +212,11 @@ def test_rank_is_the_score_of_each_choice(members, inputs, averaged):
 
 def test_score_of_several_models_is_of_their_mean_logits(members, inputs):
     targets = np.random.default_rng(2).integers(2, V, (8, LENGTH)).astype(np.int32)
-    batch = {"encoder_input_tokens": inputs, "decoder_target_tokens": targets,
-             "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1]}
+    batch = {
+        "encoder_input_tokens": inputs,
+        "decoder_target_tokens": targets,
+        "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+    }
     scores = jax.jit(functools.partial(decoding.score, MODEL))(members, batch)
     logits = mean_logits(members, inputs, targets)
     log_probs = np.take_along_axis(logits, targets[..., None], -1)[..., 0] - np.log(np.exp(logits).sum(-1))

@@ -5,7 +5,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from t5x_lite.errors import UserError
 from t5x_lite.line_format import LineFormat
@@ -20,8 +21,12 @@ def texts(path, **options):
 
 
 @settings(max_examples=40, deadline=None)
-@given(lines=st.lists(st.text(alphabet='ab \t"é\u2028', max_size=5), min_size=1), end=st.sampled_from(["\n", "\r\n"]),
-       last=st.booleans(), mark=st.booleans())
+@given(
+    lines=st.lists(st.text(alphabet='ab \t"é\u2028', max_size=5), min_size=1),
+    end=st.sampled_from(["\n", "\r\n"]),
+    last=st.booleans(),
+    mark=st.booleans(),
+)
 def test_every_line_is_found(tmp_path_factory, lines, end, last, mark):
     path = tmp_path_factory.mktemp("lines") / "a.txt"
     text = end.join(["begin", *lines]) + end * last

@@ -20,8 +20,10 @@ CONFIG = T5Config(
 )
 
 
-@pytest.mark.parametrize("name, values", [("eval/a/loss", [5.0, 4.0, 4.5, 4.0, 3.0, 3.5, 3.5]),
-                                          ("eval/a/accuracy", [5.0, 6.0, 5.5, 6.0, 7.0, 6.5, 6.5])])
+@pytest.mark.parametrize(
+    "name, values",
+    [("eval/a/loss", [5.0, 4.0, 4.5, 4.0, 3.0, 3.5, 3.5]), ("eval/a/accuracy", [5.0, 6.0, 5.5, 6.0, 7.0, 6.5, 6.5])],
+)
 def test_training_stops_after_so_many_evaluations_without_a_new_best(name, values):
     best = {"value": None, "bad": 0}
     stops = [loop._early_stop(best, {name: value}, name, patience=3) for value in [*values, values[-1]]]
@@ -62,11 +64,20 @@ def run(folder, bad, train_steps, save_every):
     with checkpoints.Checkpointer(folder, asynchronous=False) as checkpointer:
         state = TrainState(jnp.int32(0), {"w": jnp.ones(2)}, (jnp.zeros(1),))
         loop.Loop(
-            trainer=Steps(bad), calendar=loop.Calendar(train_steps, 1, save_every, None, None, 3),
-            standing=loop.Standing(state, np.zeros((1, 2), np.int64), Watch(Health())), folder=folder,
-            meta={"model": CONFIG.to_dict()}, only=None, batches=Batches(), evaluator=None, checkpointer=checkpointer,
-            saver=Saver(checkpointer, Retry(), said.append), writer=monitor.MetricsWriter(folder, enabled=False),
-            progress=monitor.Progress(train_steps, enabled=False), watchdog=monitor.Watchdog(None), notice=Notice(),
+            trainer=Steps(bad),
+            calendar=loop.Calendar(train_steps, 1, save_every, None, None, 3),
+            standing=loop.Standing(state, np.zeros((1, 2), np.int64), Watch(Health())),
+            folder=folder,
+            meta={"model": CONFIG.to_dict()},
+            only=None,
+            batches=Batches(),
+            evaluator=None,
+            checkpointer=checkpointer,
+            saver=Saver(checkpointer, Retry(), said.append),
+            writer=monitor.MetricsWriter(folder, enabled=False),
+            progress=monitor.Progress(train_steps, enabled=False),
+            watchdog=monitor.Watchdog(None),
+            notice=Notice(),
             peak=None,
         ).run()
     return said

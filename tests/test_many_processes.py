@@ -50,13 +50,21 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_what_they_saved(ro
 
 
 def test_who_differs_stops_all_with_one_line(rows, tmp_path):
-    with job(tmp_path / "logs", 2, *flags(rows), f"--model_dir={tmp_path / 'run'}", "--gin.TRAIN_STEPS=2",
-             each={1: ["--gin.BATCH_SIZE=16"]}) as two:
+    with job(
+        tmp_path / "logs",
+        2,
+        *flags(rows),
+        f"--model_dir={tmp_path / 'run'}",
+        "--gin.TRAIN_STEPS=2",
+        each={1: ["--gin.BATCH_SIZE=16"]},
+    ) as two:
         assert two.wait() == [2, 2]
         for i in range(2):
             (line,) = two.errors(i)
-            assert line == ("the processes are not alike: process 1 has BATCH_SIZE = 16, process 0 8; start all of "
-                            "them with the same command and code")
+            assert line == (
+                "the processes are not alike: process 1 has BATCH_SIZE = 16, process 0 8; start all of "
+                "them with the same command and code"
+            )
     assert not (tmp_path / "run").exists()
 
 
@@ -90,8 +98,9 @@ def test_what_four_saved_any_number_goes_on_from(four, rows, tmp_path, count, me
     if count == 1:
         in_one_process(tmp_path / "run", arguments)
     else:
-        with job(tmp_path / "logs", count, *arguments, f"--model_dir={tmp_path / 'run'}",
-                 environment=x64("float64")) as started:
+        with job(
+            tmp_path / "logs", count, *arguments, f"--model_dir={tmp_path / 'run'}", environment=x64("float64")
+        ) as started:
             started.done(1200)
             assert "going on from step 10" in started.log(0)
     assert train_losses(tmp_path / "run") == pytest.approx(expected, abs=TOLERANCE["float64"])
@@ -134,8 +143,14 @@ runpy.run_module("t5x_lite", run_name="__main__")
 
 @pytest.mark.slow
 def test_a_save_that_fails_in_one_fails_in_all_and_training_goes_on(rows, tmp_path):
-    arguments = [*flags(rows, "{'fsdp': 2}", TRAIN_STEPS=30), "--gin.T5Config.mlp_dim=8192", "--gin.train.save_every=5",
-                 "--gin.Retry.seconds=0", "--gin.Retry.failures=3", f"--model_dir={tmp_path / 'run'}"]
+    arguments = [
+        *flags(rows, "{'fsdp': 2}", TRAIN_STEPS=30),
+        "--gin.T5Config.mlp_dim=8192",
+        "--gin.train.save_every=5",
+        "--gin.Retry.seconds=0",
+        "--gin.Retry.failures=3",
+        f"--model_dir={tmp_path / 'run'}",
+    ]
 
     def command(coordinator, i):
         place = [f"--coordinator={coordinator}", "--num_processes=2", f"--process_id={i}"]
@@ -152,8 +167,12 @@ def test_a_save_that_fails_in_one_fails_in_all_and_training_goes_on(rows, tmp_pa
 
 @pytest.mark.slow
 def test_the_folder_is_gone_for_a_while(rows, tmp_path):
-    arguments = [*flags(rows, "{'data': -1}", TRAIN_STEPS=60), "--gin.train.save_every=5", "--gin.Retry.seconds=1",
-                 f"--model_dir={tmp_path / 'run'}"]
+    arguments = [
+        *flags(rows, "{'data': -1}", TRAIN_STEPS=60),
+        "--gin.train.save_every=5",
+        "--gin.Retry.seconds=1",
+        f"--model_dir={tmp_path / 'run'}",
+    ]
     folder, away = tmp_path / "run" / "checkpoints", tmp_path / "away"
     with job(tmp_path / "logs", 2, *arguments) as started:
         when_steps_are_seen(started, tmp_path / "run", 7)
@@ -172,8 +191,11 @@ def test_the_folder_is_gone_for_a_while(rows, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_damaged_for_one_is_damaged_for_all(rows, tmp_path):
-    arguments = [*flags(rows, "{'data': 1, 'fsdp': 2}", TRAIN_STEPS=10), "--gin.train.save_every=5",
-                 f"--model_dir={tmp_path / 'run'}"]
+    arguments = [
+        *flags(rows, "{'data': 1, 'fsdp': 2}", TRAIN_STEPS=10),
+        "--gin.train.save_every=5",
+        f"--model_dir={tmp_path / 'run'}",
+    ]
     with job(tmp_path / "logs", 2, *arguments) as started:
         started.done(1200)
     expected = train_losses(tmp_path / "run")
@@ -194,14 +216,25 @@ def test_what_is_damaged_for_one_is_damaged_for_all(rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "who", "how"), [
-    (2, 1, signal.SIGKILL), (2, 0, signal.SIGKILL), (2, 1, signal.SIGSTOP), (2, 0, signal.SIGSTOP),
-    (4, 3, signal.SIGKILL), (4, 2, signal.SIGSTOP),
-])
+@pytest.mark.parametrize(
+    ("count", "who", "how"),
+    [
+        (2, 1, signal.SIGKILL),
+        (2, 0, signal.SIGKILL),
+        (2, 1, signal.SIGSTOP),
+        (2, 0, signal.SIGSTOP),
+        (4, 3, signal.SIGKILL),
+        (4, 2, signal.SIGSTOP),
+    ],
+)
 def test_one_dies_or_stands_still_and_the_others_name_it_and_end(rows, tmp_path, count, who, how):
     seconds = 20
-    arguments = [*flags(rows, "{'data': -1}", TRAIN_STEPS=100_000), f"--gin.Processes.lost_seconds={seconds}",
-                 "--gin.train.save_every=10", f"--model_dir={tmp_path / 'run'}"]
+    arguments = [
+        *flags(rows, "{'data': -1}", TRAIN_STEPS=100_000),
+        f"--gin.Processes.lost_seconds={seconds}",
+        "--gin.train.save_every=10",
+        f"--model_dir={tmp_path / 'run'}",
+    ]
     with job(tmp_path / "logs", count, *arguments) as started:
         when_steps_are_seen(started, tmp_path / "run", 12)
         started.processes[who].send_signal(how)
@@ -232,15 +265,20 @@ def when_steps_are_seen(started, folder, number, seconds=900):
 
 def batches(folder, count, source, steps, **more):
     """(digests of global batches, positions after them), the same from every process."""
+
     def command(coordinator, i):
         place = [coordinator, count, i] if count > 1 else None
-        return [str(pathlib.Path(__file__).parent / "helpers" / "batch_digests.py"),
-                json.dumps({"source": source, "batch_size": 8, "steps": steps, "place": place, **more})]
+        return [
+            str(pathlib.Path(__file__).parent / "helpers" / "batch_digests.py"),
+            json.dumps({"source": source, "batch_size": 8, "steps": steps, "place": place, **more}),
+        ]
 
     with job(folder, count, command=command) as started:
         started.done(600)
-        found = [[line.partition(" ")[2] for line in started.log(i).splitlines() if line.startswith(("batch", "posi"))]
-                 for i in range(count)]
+        found = [
+            [line.partition(" ")[2] for line in started.log(i).splitlines() if line.startswith(("batch", "posi"))]
+            for i in range(count)
+        ]
     assert len(found[0]) == steps + 1 and all(other == found[0] for other in found)
     return found[0][:-1], json.loads(found[0][-1])
 
@@ -266,6 +304,13 @@ def test_so_are_those_of_a_mixture_of_seqio(tmp_path):
         lines = [f"{name} question {i}\tanswer {i * i}\n" for i in range(200)]
         (tmp_path / f"{name}.tsv").write_text("".join(lines))
     mixture = {f"tsv:{tmp_path / 'a.tsv'}": 0.75, f"tsv:{tmp_path / 'b.tsv'}": 0.25}
-    source = {"kind": "SeqioSource", "mixture_or_task_name": mixture, "feature_lengths": {"inputs": 32, "targets": 16},
-              "num_streams": 4, "block_records": 32, "task_modules": [], "bytes": True}
+    source = {
+        "kind": "SeqioSource",
+        "mixture_or_task_name": mixture,
+        "feature_lengths": {"inputs": 32, "targets": 16},
+        "num_streams": 4,
+        "block_records": 32,
+        "task_modules": [],
+        "bytes": True,
+    }
     check_same_batches(tmp_path, source)

@@ -13,7 +13,6 @@ import pytest
 from t5x_lite import monitor, plots
 from t5x_lite.errors import UserError
 
-
 # --- rates -----------------------------------------------------------------------------------------------------------
 
 
@@ -42,15 +41,25 @@ def test_rates_and_mfu():
         clock.now += 0.75
         meter.step(tokens=tokens)
     assert meter.window() == pytest.approx(
-        {"tokens_per_second": 150, "steps_per_second": 1, "data_wait_fraction": 0.25, "mfu": 0.3})
+        {"tokens_per_second": 150, "steps_per_second": 1, "data_wait_fraction": 0.25, "mfu": 0.3}
+    )
     assert meter.window() == {}  # nothing since
     clock.now += 0.5
     meter.step(tokens=600)
     assert meter.window() == pytest.approx(
-        {"tokens_per_second": 1200, "steps_per_second": 2, "data_wait_fraction": 0, "mfu": 0.6})
+        {"tokens_per_second": 1200, "steps_per_second": 2, "data_wait_fraction": 0, "mfu": 0.6}
+    )
     assert meter.total() == pytest.approx(
-        {"tokens_per_second": 360, "steps_per_second": 1.2, "data_wait_fraction": 0.2, "mfu": 0.36, "seconds": 2.5,
-         "steps": 3, "tokens": 900})
+        {
+            "tokens_per_second": 360,
+            "steps_per_second": 1.2,
+            "data_wait_fraction": 0.2,
+            "mfu": 0.36,
+            "seconds": 2.5,
+            "steps": 3,
+            "tokens": 900,
+        }
+    )
 
 
 def test_evaluation_is_not_training_time():
@@ -124,8 +133,12 @@ def test_lagged_does_not_look_at_the_step_just_dispatched():
 
 # --- the terminal ----------------------------------------------------------------------------------------------------
 
-METRICS = {"train/loss": 5.1234, "train/tokens_per_second": 12345.0, "train/mfu": 0.412,
-           "train/data_wait_fraction": 0.003}
+METRICS = {
+    "train/loss": 5.1234,
+    "train/tokens_per_second": 12345.0,
+    "train/mfu": 0.412,
+    "train/data_wait_fraction": 0.003,
+}
 
 
 def test_plain_lines_are_sparse():
@@ -179,7 +192,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "step 102/10,000  loss 5.1234  12.3k tokens/s  MFU 41.2 %  data wait 0.3 %  ETA 1:39" in text
     assert "\x1b[2K" in text and "━" in text  # a line that is drawn again
     progress.note("saved [step] 102")
-    after_note = file.getvalue()[len(text):]
+    after_note = file.getvalue()[len(text) :]
     assert "saved [step] 102\n" in after_note and "━" in after_note.split("saved [step] 102\n")[1]  # the bar below it
     progress.close()
     progress.close()
@@ -208,8 +221,10 @@ def test_durations(seconds, text):
     assert monitor.duration(seconds) == text
 
 
-@pytest.mark.parametrize("value, text", [(0.5, "0.5"), (999, "999"), (1000, "1k"), (12345.6, "12.3k"),
-                                         (999_999, "1M"), (4.3e12, "4.3T"), (2.5e16, "25P")])
+@pytest.mark.parametrize(
+    "value, text",
+    [(0.5, "0.5"), (999, "999"), (1000, "1k"), (12345.6, "12.3k"), (999_999, "1M"), (4.3e12, "4.3T"), (2.5e16, "25P")],
+)
 def test_short_numbers(value, text):
     assert monitor.short_number(value) == text
 
@@ -256,8 +271,9 @@ def test_read_metrics_of_a_run_that_is_writing(tmp_path):
 
 def test_smooth_is_a_centred_mean_of_finite_values():
     np.testing.assert_allclose(plots.smooth([1, 2, 6, 4, 5], 3), [1.5, 3, 4, 5, 4.5])
-    np.testing.assert_allclose(plots.smooth([1, math.nan, 3, math.inf, math.nan, math.nan, 7], 3),
-                               [1, 2, 3, 3, math.nan, 7, 7])
+    np.testing.assert_allclose(
+        plots.smooth([1, math.nan, 3, math.inf, math.nan, math.nan, 7], 3), [1, 2, 3, 3, math.nan, 7, 7]
+    )
     np.testing.assert_allclose(plots.smooth([1, 2], 1), [1, 2])
 
 

@@ -15,6 +15,7 @@ from t5x_lite import monitor, plots
 
 def lines(folder):
     """Every line of a run's metric files, parsed as strictly as JSON goes (Python's own NaN is refused)."""
+
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
@@ -42,7 +43,10 @@ def test_lines_are_as_promised(tmp_path):
     found = lines(tmp_path)
     assert [list(line) for line in found] == [["step", "name", "value", "time"]] * 3
     assert [(line["step"], line["name"], line["value"]) for line in found] == [
-        (100, "train/loss", 5.125), (100, "eval/nli/accuracy", 61.5), (100, "train/mfu", 1.0)]
+        (100, "train/loss", 5.125),
+        (100, "eval/nli/accuracy", 61.5),
+        (100, "train/mfu", 1.0),
+    ]
     assert all(1.7e9 < line["time"] < 1e11 for line in found)
 
 
@@ -203,7 +207,11 @@ def test_going_back_drops_what_came_after(tmp_path, append, monkeypatch):
     accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
     accumulator.Reload()
     assert [(event.step, event.value) for event in accumulator.Scalars("train/loss")] == [
-        (1, -1.0), (2, -1.0), (3, 1.0), (4, 1.0)]
+        (1, -1.0),
+        (2, -1.0),
+        (3, 1.0),
+        (4, 1.0),
+    ]
 
 
 # --- TensorBoard -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ def trajectory():
         return json.loads((FIXTURES / "t5x_adafactor.json").read_text()), dict(arrays)
 
 
-
 def names_of(settings, arrays, name):
     return [p for p in settings["sets"][name]["params"] if f"{name}/params0/{p}" in arrays]
 
@@ -64,11 +63,18 @@ def test_twenty_steps_of_stacked_layers_follow_t5x(trajectory):
     parameters = [p for p in names_of(settings, arrays, "min8") if is_stacked(settings, "min8", p)]
     axes = {p: settings["sets"]["min8"]["params"][p]["logical_axes"].index("layers") for p in parameters}
     assert {len(arrays[f"min8/params0/{p}"].shape) for p in parameters} == {2, 3} and set(axes.values()) == {1}
-    state = follow(trajectory, "min8", parameters, ours=lambda p: f"layers/{p}",
-                   layers_first=lambda p, array: np.moveaxis(array, axes[p], 0))
+    state = follow(
+        trajectory,
+        "min8",
+        parameters,
+        ours=lambda p: f"layers/{p}",
+        layers_first=lambda p, array: np.moveaxis(array, axes[p], 0),
+    )
     # The second moments themselves, too: a kernel's factored, a scale's whole.
-    slots = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-             for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    slots = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
     for slot, p, axis in (("v_row", "scan/wi/kernel", 1), ("v_col", "scan/wi/kernel", 0), ("v", "scan/norm/scale", 1)):
         (found,) = [leaf for path, leaf in slots.items() if path.endswith(f"/{slot}/layers/{p}")]
         expected = np.moveaxis(arrays[f"min8/final_state/{p}/{slot}"], axis, 0)
@@ -88,8 +94,10 @@ def test_stacked_layers_are_updated_as_if_they_stood_alone(trajectory):
     update = jax.jit(optimizer.update)
     for step in range(3):
         # Layers whose gradients differ in size: clipping over the stack would mix them.
-        grads = [{n: jnp.asarray(rng.normal(size=x.shape) * scale, jnp.float32) for n, x in alone[0].items()}
-                 for scale in (1.0, 100.0)]
+        grads = [
+            {n: jnp.asarray(rng.normal(size=x.shape) * scale, jnp.float32) for n, x in alone[0].items()}
+            for scale in (1.0, 100.0)
+        ]
         stacked_grads = {"layers": {n: jnp.stack([g[n] for g in grads]) for n in grads[0]}}
         both, both_state, _ = update(stacked_grads, both_state, both, jnp.int32(step))
         for layer in range(2):

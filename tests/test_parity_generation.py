@@ -20,8 +20,17 @@ from t5x_lite.models import Model, T5Config
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 RANDOM, TRAINED = ("hugging_face_t5_1_0", "hugging_face_t5_1_1"), ("t5x_tiny_v1_0", "t5x_tiny_v1_1")
 MARGIN = 1e-4  # closer decisions may fall either way, by rounding
-SIZES = ("vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "num_decoder_layers",
-         "mlp_activations", "logits_via_embedding")
+SIZES = (
+    "vocab_size",
+    "emb_dim",
+    "num_heads",
+    "head_dim",
+    "mlp_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "mlp_activations",
+    "logits_via_embedding",
+)
 
 jit_decode = jax.jit(decoding.decode, static_argnames=("model", "max_length"))
 # The penalty is an array here, so that one program serves all of them.
@@ -67,8 +76,9 @@ def test_beams_of_t5x(name, scanned):
         theirs, scores = golden[f"{kind}_ids"], golden[f"{kind}_scores"]
         # T5X returns the worst beam first, and a single one without an axis of its own.
         theirs = theirs.reshape(len(theirs), k, -1)[:, ::-1]
-        ids, our_scores = jit_beam_search(model, params, golden["decode_encoder_input_tokens"], theirs.shape[-1],
-                                          num_beams=k, length_penalty=alpha)
+        ids, our_scores = jit_beam_search(
+            model, params, golden["decode_encoder_input_tokens"], theirs.shape[-1], num_beams=k, length_penalty=alpha
+        )
         np.testing.assert_array_equal(ids, theirs, err_msg=kind)
         # Empty places (-1e7), unfinished rows (plain log P) and finished beams.
         np.testing.assert_allclose(our_scores, scores.reshape(-1, k)[:, ::-1], atol=1e-4, rtol=0, err_msg=kind)
@@ -84,8 +94,15 @@ def beams_of_hugging_face(name, k, alpha):
     golden = stored("hugging_face_generation")[name]
     theirs, scores, margin = (golden[f"beams_{k}/alpha_{alpha}/{what}"] for what in ("ids", "scores", "margin"))
     model, params = build(name)
-    ours = jit_beam_search(model, params, inputs(name)[:len(theirs)], theirs.shape[-1], num_beams=k,
-                           length_penalty=alpha, rule="huggingface")
+    ours = jit_beam_search(
+        model,
+        params,
+        inputs(name)[: len(theirs)],
+        theirs.shape[-1],
+        num_beams=k,
+        length_penalty=alpha,
+        rule="huggingface",
+    )
     return theirs, scores, *(np.asarray(x) for x in ours), margin > MARGIN
 
 
@@ -123,6 +140,13 @@ def test_one_beam_of_hugging_face_is_greedy(name, alpha):
     golden = stored("hugging_face_generation")[name]
     clear = golden["greedy/margin"] > MARGIN
     model, params = build(name)
-    ids, _ = jit_beam_search(model, params, inputs(name), golden["greedy/ids"].shape[-1], num_beams=1,
-                             length_penalty=alpha, rule="huggingface")
+    ids, _ = jit_beam_search(
+        model,
+        params,
+        inputs(name),
+        golden["greedy/ids"].shape[-1],
+        num_beams=1,
+        length_penalty=alpha,
+        rule="huggingface",
+    )
     np.testing.assert_array_equal(np.asarray(ids)[clear, 0], golden["greedy/ids"][clear])

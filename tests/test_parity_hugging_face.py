@@ -73,7 +73,8 @@ def assert_close(actual, expected):
 
 
 each_model = pytest.mark.parametrize(
-    "family, scanned", [(f, s) for f in FAMILIES for s in (True, False)],
+    "family, scanned",
+    [(f, s) for f in FAMILIES for s in (True, False)],
     ids=lambda x: x if isinstance(x, str) else ("scanned" if x else "unrolled"),
 )
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -179,12 +180,27 @@ def test_configuration():
     values = stored("t5_1_1")["config"]
     config = config_from_hugging_face(values)
     assert config.to_dict() == {
-        "vocab_size": 128, "emb_dim": 32, "num_heads": 4, "head_dim": 6, "mlp_dim": 64, "num_encoder_layers": 2,
-        "num_decoder_layers": 3, "mlp_activations": ["gelu", "linear"], "logits_via_embedding": False,
-        "dropout_rate": 0.1, "dtype": "float32", "param_dtype": "float32", "scan_layers": True, "remat": "none",
+        "vocab_size": 128,
+        "emb_dim": 32,
+        "num_heads": 4,
+        "head_dim": 6,
+        "mlp_dim": 64,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 3,
+        "mlp_activations": ["gelu", "linear"],
+        "logits_via_embedding": False,
+        "dropout_rate": 0.1,
+        "dtype": "float32",
+        "param_dtype": "float32",
+        "scan_layers": True,
+        "remat": "none",
         "attention": "auto",
-        "relpos_buckets": 32, "relpos_max_distance": 128, "architecture": "encoder_decoder", "shared_stacks": False,
-        "relpos_per_layer": False, "scan_unroll": 1,
+        "relpos_buckets": 32,
+        "relpos_max_distance": 128,
+        "architecture": "encoder_decoder",
+        "shared_stacks": False,
+        "relpos_per_layer": False,
+        "scan_unroll": 1,
     }
     # What transformers 5 writes of an untied model, and what early 1.0 files leave out.
     newer = {**values, "tie_word_embeddings": True, "scale_decoder_outputs": False}
@@ -194,11 +210,14 @@ def test_configuration():
     assert (old.mlp_activations, old.logits_via_embedding, old.num_decoder_layers) == (("relu",), True, 2)
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"model_type": "longt5"}, "longt5"),
-    ({"feed_forward_proj": "gelu"}, "feed_forward_proj"),
-    ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"model_type": "longt5"}, "longt5"),
+        ({"feed_forward_proj": "gelu"}, "feed_forward_proj"),
+        ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon"),
+    ],
+)
 def test_configurations_of_other_models_are_refused(change, named):
     with pytest.raises(UserError, match=named):
         config_from_hugging_face({**stored("t5_1_1")["config"], **change})

@@ -19,10 +19,20 @@ from t5x_lite.models import Model, T5Config
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 TOLERANCE = 1e-5
 CONFIG_KEYS = {
-    **{name: name for name in (
-        "vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "num_decoder_layers",
-        "mlp_activations", "logits_via_embedding",
-    )},
+    **{
+        name: name
+        for name in (
+            "vocab_size",
+            "emb_dim",
+            "num_heads",
+            "head_dim",
+            "mlp_dim",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "mlp_activations",
+            "logits_via_embedding",
+        )
+    },
     "relative_attention_num_buckets": "relpos_buckets",
     "relative_attention_max_distance": "relpos_max_distance",
 }
@@ -35,16 +45,19 @@ def stored(name):
     """Configuration, parameters by path, golden arrays by name."""
     with np.load(FIXTURES / f"{name}.npz") as arrays:
         config = json.loads(arrays["config"].item())
-        params, golden = ({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
-                          for prefix in ("params/", "golden/"))
+        params, golden = (
+            {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+            for prefix in ("params/", "golden/")
+        )
     return config, params, golden
 
 
 @functools.cache
 def build(name, scanned):
     values, flat, _ = stored(name)
-    config = T5Config.from_dict({ours: values[theirs] for theirs, ours in CONFIG_KEYS.items()} |
-                                {"scan_layers": scanned})
+    config = T5Config.from_dict(
+        {ours: values[theirs] for theirs, ours in CONFIG_KEYS.items()} | {"scan_layers": scanned}
+    )
     params = {}
     for path, array in stack_layers(flat).items() if scanned else flat.items():
         *parents, leaf = path.split("/")
@@ -100,7 +113,8 @@ def assert_same_gradients(actual, expected):
 
 
 each_model = pytest.mark.parametrize(
-    "name, scanned", [(n, s) for n in ("t5x_tiny_v1_0", "t5x_tiny_v1_1") for s in (True, False)],
+    "name, scanned",
+    [(n, s) for n in ("t5x_tiny_v1_0", "t5x_tiny_v1_1") for s in (True, False)],
     ids=lambda x: x if isinstance(x, str) else ("scanned" if x else "unrolled"),
 )
 

@@ -1,12 +1,12 @@
 """Names of axes become shardings; what does not fit is said."""
 
-import gin
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 from tiny_models import mesh
 
+import gin
 from t5x_lite import configuration
 from t5x_lite.errors import UserError
 from t5x_lite.partitioning import DEFAULT_RULES, MeshConfig, constrain
@@ -25,16 +25,21 @@ def test_an_axis_without_a_rule_is_named():
         mesh().sharding("batch", "experts")
 
 
-@pytest.mark.parametrize("shape, found", [
-    ({"data": 2, "fsdp": -1}, (2, 4, 1)), ({"tensor": 8}, (1, 1, 8)), ({"data": -1, "tensor": 4}, (2, 1, 4)),
-])
+@pytest.mark.parametrize(
+    "shape, found",
+    [({"data": 2, "fsdp": -1}, (2, 4, 1)), ({"tensor": 8}, (1, 1, 8)), ({"data": -1, "tensor": 4}, (2, 1, 4))],
+)
 def test_one_axis_takes_what_is_left(shape, found):
     assert tuple(MeshConfig(shape).build().mesh.shape.values()) == found
 
 
 @pytest.mark.parametrize(
     "shape, message",
-    [({"data": 3}, "does not fit the 8"), ({"dta": 8}, "unknown axes"), ({"data": -1, "fsdp": -1}, "one of them may be")],
+    [
+        ({"data": 3}, "does not fit the 8"),
+        ({"dta": 8}, "unknown axes"),
+        ({"data": -1, "fsdp": -1}, "one of them may be"),
+    ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(shape, message):
     with pytest.raises(UserError, match=message):
@@ -58,6 +63,7 @@ def test_the_shipped_table_of_sequence_parallelism_is_the_default_one_but_for_po
     configuration.parse(["mesh/sequence_parallel.gin"])
     try:
         assert gin.query_parameter("Mesh.rules") == tuple(
-            (name, "tensor" if name == "length" else axes) for name, axes in DEFAULT_RULES)
+            (name, "tensor" if name == "length" else axes) for name, axes in DEFAULT_RULES
+        )
     finally:
         configuration.clear()

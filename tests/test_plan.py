@@ -20,14 +20,22 @@ from t5x_lite.plan.program import Program, TooLarge, _too_large, batch_shapes, c
 from t5x_lite.plan.summary import link_seconds
 from t5x_lite.trainer import Trainer
 
-CONFIG = T5Config(vocab_size=256, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=3,
-                  num_decoder_layers=3)
+CONFIG = T5Config(
+    vocab_size=256, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=3, num_decoder_layers=3
+)
 
 
-@pytest.mark.parametrize("name, number, near", [
-    ("v5e:16x16", 256, 256), ("v4:8x8x8", 512, 512), ("2xv5e:16x16", 512, 256), ("v3:4x4", 32, 32), ("h200:64", 64, 8),
-    ("cpu:8", 8, 8),
-])
+@pytest.mark.parametrize(
+    "name, number, near",
+    [
+        ("v5e:16x16", 256, 256),
+        ("v4:8x8x8", 512, 512),
+        ("2xv5e:16x16", 512, 256),
+        ("v3:4x4", 32, 32),
+        ("h200:64", 64, 8),
+        ("cpu:8", 8, 8),
+    ],
+)
 def test_hardware_has_devices_and_neighbours(name, number, near):
     hardware = Hardware.parse(name)
     assert (hardware.number, hardware.near) == (number, near)
@@ -101,16 +109,23 @@ def test_what_a_program_sends_is_read_from_its_text():
 
 
 def test_the_program_of_several_slices_is_that_of_one():
-    within = collectives("ENTRY %main (p: f32[4]) -> f32[4] {\n"
-                         "  %ar = f32[4]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}\n}", {"data": 2, "fsdp": 4}, 2)
+    within = collectives(
+        "ENTRY %main (p: f32[4]) -> f32[4] {\n  %ar = f32[4]{0} all-reduce(%p), replica_groups={{0,1},{2,3}}\n}",
+        {"data": 2, "fsdp": 4},
+        2,
+    )
     assert within == [Collective("all-reduce", (), 2 * 16 / 2, 1)]  # pairs are no axis of a slice's four
-    within = collectives("ENTRY %main (p: f32[4]) -> f32[4] {\n"
-                         "  %ar = f32[4]{0} all-reduce(%p), replica_groups={{0,1,2,3}}\n}", {"data": 2, "fsdp": 4}, 2)
+    within = collectives(
+        "ENTRY %main (p: f32[4]) -> f32[4] {\n  %ar = f32[4]{0} all-reduce(%p), replica_groups={{0,1,2,3}}\n}",
+        {"data": 2, "fsdp": 4},
+        2,
+    )
     assert within == [Collective("all-reduce", ("fsdp",), 2 * 16 * 3 / 4, 1)]
 
 
-@pytest.mark.parametrize("axes, network", [(("data",), True), (("fsdp",), False), (("tensor",), False),
-                                           (("data", "tensor"), True)])
+@pytest.mark.parametrize(
+    "axes, network", [(("data",), True), (("fsdp",), False), (("tensor",), False), (("data", "tensor"), True)]
+)
 def test_the_outermost_axes_reach_beyond_a_host(axes, network):
     sent = [Collective("all-reduce", axes, 1e9, 1)]
     seconds = link_seconds(sent, Hardware.parse("h100:32"), {"data": 4, "fsdp": 4, "tensor": 2})
@@ -124,16 +139,23 @@ def test_slices_share_the_first_axis():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, shape, kinds", [
-    ("v5e:2x2", {"data": 1, "fsdp": 2, "tensor": 2}, {"all-gather", "all-reduce"}),
-    ("2xv5e:2x2", {"data": 2, "fsdp": 4}, {"all-gather", BETWEEN_SLICES}),
-    ("v4:2x2x2", {"data": 1, "fsdp": 4, "tensor": 2}, {"all-gather", "all-reduce"}),
-])
+@pytest.mark.parametrize(
+    "name, shape, kinds",
+    [
+        ("v5e:2x2", {"data": 1, "fsdp": 2, "tensor": 2}, {"all-gather", "all-reduce"}),
+        ("2xv5e:2x2", {"data": 2, "fsdp": 4}, {"all-gather", BETWEEN_SLICES}),
+        ("v4:2x2x2", {"data": 1, "fsdp": 4, "tensor": 2}, {"all-gather", "all-reduce"}),
+    ],
+)
 def test_a_tpu_that_is_not_there(name, shape, kinds):
     pytest.importorskip("libtpu", reason="pip install t5x-lite[tpu]")
     config = dataclasses.replace(CONFIG, dtype="bfloat16", remat="full")
-    t = Trainer(Model(config), optimizers.adafactor(optimizers.constant_rate(1e-3)), Loss(),
-                MeshConfig(shape).build(Hardware.parse(name).devices()))
+    t = Trainer(
+        Model(config),
+        optimizers.adafactor(optimizers.constant_rate(1e-3)),
+        Loss(),
+        MeshConfig(shape).build(Hardware.parse(name).devices()),
+    )
     program = compile_step(t, batch_shapes(t, 16, {"inputs": 128, "targets": 32}, packed=True))
     assert program.arguments < program.peak < 1e9
     assert kinds <= {c.kind for c in program.collectives}
@@ -182,16 +204,26 @@ def test_a_planned_batch_is_a_real_ones_shape(data_parallel):
 def test_out_of_memory_is_an_answer():
     refused = _too_large(
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.99G of 15.75G hbm. Exceeded hbm capacity "
-        "by 2.24G.\n\nLargest program allocations in hbm:\n\n  1. Size: 2.00G\n     Operator: op_name=\"jit(f)/mul\"\n"
-        "     Shape: f32[512,1024,1024]{2,1,0}\n     Unpadded size: 2.00G\n     XLA label: fusion.1 = fusion(x)\n", 1.0)
+        'by 2.24G.\n\nLargest program allocations in hbm:\n\n  1. Size: 2.00G\n     Operator: op_name="jit(f)/mul"\n'
+        "     Shape: f32[512,1024,1024]{2,1,0}\n     Unpadded size: 2.00G\n     XLA label: fusion.1 = fusion(x)\n",
+        1.0,
+    )
     assert isinstance(refused, TooLarge)
     assert (refused.used, refused.limit) == (17.99 * 2**30, 15.75 * 2**30)
     assert refused.largest == ["2.00G f32[512,1024,1024]{2,1,0} jit(f)/mul"]
 
 
 def run(*flags):
-    return cli.main(["plan", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/pretrain.gin", "--gin.BATCH_SIZE=16",
-                     "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8}", *flags])
+    return cli.main(
+        [
+            "plan",
+            "--gin_file=models/t5_1_1/mini.gin",
+            "--gin_file=runs/pretrain.gin",
+            "--gin.BATCH_SIZE=16",
+            "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8}",
+            *flags,
+        ]
+    )
 
 
 def test_the_job_needs_the_runs_gin_files_alone(tmp_path, capsys):
@@ -212,8 +244,14 @@ def test_large_parameters_that_no_rule_shards_are_named():
     shape = {"data": 2, "fsdp": 1, "tensor": 4}
 
     def of(rules):
-        return plan.replicated(Trainer(Model(CONFIG), optimizers.adafactor(optimizers.constant_rate(1e-3)), Loss(),
-                                       MeshConfig(shape, rules).build()))
+        return plan.replicated(
+            Trainer(
+                Model(CONFIG),
+                optimizers.adafactor(optimizers.constant_rate(1e-3)),
+                Loss(),
+                MeshConfig(shape, rules).build(),
+            )
+        )
 
     assert of(DEFAULT_RULES) == {}
     shape = {"data": 8}

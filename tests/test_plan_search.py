@@ -18,8 +18,9 @@ from t5x_lite.plan.estimate import State, estimate
 from t5x_lite.plan.hardware import Hardware
 from t5x_lite.trainer import Trainer
 
-CONFIG = T5Config(vocab_size=256, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=3,
-                  num_decoder_layers=3)
+CONFIG = T5Config(
+    vocab_size=256, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=3, num_decoder_layers=3
+)
 LENGTHS = {"inputs": 64, "targets": 16}
 MESH = {"data": 1, "fsdp": 8, "tensor": 1}
 
@@ -50,17 +51,29 @@ def test_what_saves_memory_costs_time():
     assert halves.memory < none.memory and halves.seconds["links"] > none.seconds["links"]
 
 
-XXL = T5Config(vocab_size=32128, emb_dim=4096, num_heads=64, head_dim=64, mlp_dim=10240, num_encoder_layers=24,
-               num_decoder_layers=24, dtype="bfloat16", remat="full")
+XXL = T5Config(
+    vocab_size=32128,
+    emb_dim=4096,
+    num_heads=64,
+    head_dim=64,
+    mlp_dim=10240,
+    num_encoder_layers=24,
+    num_decoder_layers=24,
+    dtype="bfloat16",
+    remat="full",
+)
 
 
 # GiB of a device: parameters, peak, sent over fsdp, over tensor. Of compiled programs: tests/benchmarks/PLANS.md.
-@pytest.mark.parametrize("name, mesh, params, peak, fsdp, tensor", [
-    ("v5e:16x16", (1, 64, 4), 0.16, 5.17, 17.6, 35.3),
-    ("v5p:4x4x8", (1, 32, 4), 0.32, 11.14, None, 70.6),  # over fsdp that one sends half, and waits for neighbours
-    ("v4:8x8x8", (1, 128, 4), 0.08, 2.70, 17.8, 17.6),
-    ("2xv5e:16x16", (2, 256, 1), 0.16, 1.93, 54.4, 0.0),
-])
+@pytest.mark.parametrize(
+    "name, mesh, params, peak, fsdp, tensor",
+    [
+        ("v5e:16x16", (1, 64, 4), 0.16, 5.17, 17.6, 35.3),
+        ("v5p:4x4x8", (1, 32, 4), 0.32, 11.14, None, 70.6),  # over fsdp that one sends half, and waits for neighbours
+        ("v4:8x8x8", (1, 128, 4), 0.08, 2.70, 17.8, 17.6),
+        ("2xv5e:16x16", (2, 256, 1), 0.16, 1.93, 54.4, 0.0),
+    ],
+)
 def test_estimates_are_near_what_the_compiler_says_of_t5_xxl(name, mesh, params, peak, fsdp, tensor):
     hardware, gib = Hardware.parse(name), 2**30
     mesh = dict(zip(("data", "fsdp", "tensor"), mesh, strict=True))
@@ -99,7 +112,9 @@ def ways(limit=None, batch_size=64, config=CONFIG, monkeypatch=None):
     hardware = Hardware.parse("cpu:8")
     if limit:
         monkeypatch.setattr("t5x_lite.plan.hardware._machine_memory", lambda: 8.0 * limit)
-    return search.search_ways(trainer_of(config=config), MeshConfig(), jax.devices(), hardware, batch_size, LENGTHS, 1e9)
+    return search.search_ways(
+        trainer_of(config=config), MeshConfig(), jax.devices(), hardware, batch_size, LENGTHS, 1e9
+    )
 
 
 def test_ways_that_fit_come_first_and_the_fastest_of_them(monkeypatch):
@@ -122,8 +137,17 @@ def test_what_divides_neither_model_nor_batch_is_left_out():
 
 
 def run(*flags):
-    return cli.main(["plan", "--hardware=cpu:8", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/pretrain.gin",
-                     "--gin.BATCH_SIZE=16", "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8}", *flags])
+    return cli.main(
+        [
+            "plan",
+            "--hardware=cpu:8",
+            "--gin_file=models/t5_1_1/mini.gin",
+            "--gin_file=runs/pretrain.gin",
+            "--gin.BATCH_SIZE=16",
+            "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'targets': 8}",
+            *flags,
+        ]
+    )
 
 
 def test_the_best_is_named_as_flags_that_give_it(tmp_path, capsys):
@@ -132,8 +156,10 @@ def test_the_best_is_named_as_flags_that_give_it(tmp_path, capsys):
     best = json.loads((tmp_path / "best.json").read_text())
     assert out.count(": compiling ...") == 3 and "3 compiled, 3 fit" in out
     assert f"best: {best['flags']}" in out
-    assert best["flags"] == (f'--gin.MESH="{best["mesh"]}" --gin.T5Config.remat={best["remat"]} '
-                             f"--gin.train.num_microbatches={best['num_microbatches']}")
+    assert best["flags"] == (
+        f'--gin.MESH="{best["mesh"]}" --gin.T5Config.remat={best["remat"]} '
+        f"--gin.train.num_microbatches={best['num_microbatches']}"
+    )
 
 
 def test_where_nothing_fits_that_is_the_answer(monkeypatch, capsys):
@@ -157,10 +183,18 @@ def no_cache_yet():
 
 def test_train_starts_from_a_saved_step(no_cache_yet, tmp_path, capsys):
     rng, folder = np.random.default_rng(0), tmp_path / "steps"
-    np.savez(tmp_path / "rows.npz", **{
-        name: rng.integers(2, 250, (64, n)).astype(np.int32) for name, n in (
-            ("encoder_input_tokens", 16), ("decoder_input_tokens", 8), ("decoder_target_tokens", 8),
-            ("decoder_loss_weights", 8))})
+    np.savez(
+        tmp_path / "rows.npz",
+        **{
+            name: rng.integers(2, 250, (64, n)).astype(np.int32)
+            for name, n in (
+                ("encoder_input_tokens", 16),
+                ("decoder_input_tokens", 8),
+                ("decoder_target_tokens", 8),
+                ("decoder_loss_weights", 8),
+            )
+        },
+    )
     model = ["--gin_file=mesh/cpu8.gin", "--gin.T5Config.emb_dim=32", "--gin.T5Config.mlp_dim=32"]
 
     def steps():
@@ -170,9 +204,21 @@ def test_train_starts_from_a_saved_step(no_cache_yet, tmp_path, capsys):
     assert f"--gin.compilation_cache.folder={folder}" in capsys.readouterr().out
     saved = steps()
     assert len(saved) == 1
-    assert cli.main(["train", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", *model,
-                     "--gin.BATCH_SIZE=16", f"--gin.NPZ_PATTERN={tmp_path}/rows.npz", "--gin.TRAIN_STEPS=1",
-                     f"--model_dir={tmp_path}/run"]) == 0
+    assert (
+        cli.main(
+            [
+                "train",
+                "--gin_file=models/t5_1_1/mini.gin",
+                "--gin_file=runs/train_npz.gin",
+                *model,
+                "--gin.BATCH_SIZE=16",
+                f"--gin.NPZ_PATTERN={tmp_path}/rows.npz",
+                "--gin.TRAIN_STEPS=1",
+                f"--model_dir={tmp_path}/run",
+            ]
+        )
+        == 0
+    )
     assert steps() == saved, "train has compiled another step"
 
 

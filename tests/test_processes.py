@@ -6,14 +6,20 @@ from t5x_lite import peers, processes
 from t5x_lite.errors import UserError
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    ({"coordinator": "host"}, "--coordinator=host: write HOST:PORT"),
-    ({"coordinator": "host:99999"}, "--coordinator=host:99999: write HOST:PORT"),
-    ({"num_processes": "0"}, "--num_processes=0: give a whole number of at least 1"),
-    ({"num_processes": "two"}, "--num_processes=two: give a whole number of at least 1"),
-    ({"process_id": "-1"}, "--process_id=-1: give a whole number of at least 0"),
-    ({"num_processes": "4", "process_id": "4"}, "--process_id=4: of 4 processes (--num_processes) the last one is 3"),
-])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"coordinator": "host"}, "--coordinator=host: write HOST:PORT"),
+        ({"coordinator": "host:99999"}, "--coordinator=host:99999: write HOST:PORT"),
+        ({"num_processes": "0"}, "--num_processes=0: give a whole number of at least 1"),
+        ({"num_processes": "two"}, "--num_processes=two: give a whole number of at least 1"),
+        ({"process_id": "-1"}, "--process_id=-1: give a whole number of at least 0"),
+        (
+            {"num_processes": "4", "process_id": "4"},
+            "--process_id=4: of 4 processes (--num_processes) the last one is 3",
+        ),
+    ],
+)
 def test_mistaken_flags(flags, words):
     with pytest.raises(UserError) as caught:
         processes.read_flags(flags, {})
@@ -37,16 +43,27 @@ def test_what_is_missing_is_named():
     with pytest.raises(UserError, match="add --coordinator=HOST:PORT and --num_processes=N, or run it alone"):
         processes.find_place({"process_id": 1}, {})
     # Open MPI 5 does not say where process 0 is.
-    variables = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-                 "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    variables = {
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    }
     with pytest.raises(UserError, match=r"\(num_processes 4, process_id 1\).* add --coordinator=HOST:PORT, or"):
         processes.find_place({}, variables)
     place = processes.find_place({"coordinator": "first:1234"}, variables)
     assert place == processes.Place("first:1234", 4, 1, devices=(1,))
 
 
-SLURM = {"SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "node[07-08]", "SLURM_NTASKS": "4", "SLURM_PROCID": "3",
-         "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
 
 
 def test_slurm(monkeypatch):
@@ -67,8 +84,9 @@ def test_who_differs_in_what():
     usual = {"BATCH_SIZE": "8", "TRAIN_STEPS": "10", "the version of jax": "1"}
     everyone = [usual, {**usual, "BATCH_SIZE": "16"}, usual, {**usual, "BATCH_SIZE": "16", "MODEL_DIR": "x" * 80}]
     line = processes.differences(everyone)
-    assert line.startswith("the processes are not alike: process 1, 3 has BATCH_SIZE = 16, process 0 8; process 3 has "
-                           "MODEL_DIR = xxx")
+    assert line.startswith(
+        "the processes are not alike: process 1, 3 has BATCH_SIZE = 16, process 0 8; process 3 has MODEL_DIR = xxx"
+    )
     assert "nothing; start all" in line and "\n" not in line and len(line) < 300
     assert "and 2 more" in processes.differences([{}, {str(i): "" for i in range(5)}])
 
@@ -101,14 +119,16 @@ def test_who_gives_no_sign_is_lost():
     verdict = judge(peer(), peer(came=80.0, doing="the data of step 6"), peer(came=70.0))
     assert verdict["code"] == 75
     assert verdict["text"].startswith(
-        "process 1 of 3 on here has given no sign of life for 21 s, last from 'the data of step 6' and process 2 of 3")
+        "process 1 of 3 on here has given no sign of life for 21 s, last from 'the data of step 6' and process 2 of 3"
+    )
 
 
 def test_who_is_behind_hangs():
     verdict = judge(peer(moved=60.0, changes=7, doing="step 7"), peer(moved=50.0, doing="the data of step 6"))
     assert verdict["code"] == 75 and verdict["stacks"]
-    assert verdict["text"].startswith("process 1 of 2 on here hangs at 'the data of step 6', for 41 s, while process 0 "
-                                      "waits at 'step 7'")
+    assert verdict["text"].startswith(
+        "process 1 of 2 on here hangs at 'the data of step 6', for 41 s, while process 0 waits at 'step 7'"
+    )
 
 
 def test_who_failed_is_named_and_its_exit_code_is_everybodys():

@@ -13,8 +13,14 @@ from t5x_lite import cli, monitor
 from t5x_lite.errors import UserError
 from t5x_lite.report import runs
 
-MODEL = ["--gin_file=models/t5_1_1/mini.gin", "--gin.T5Config.emb_dim=32", "--gin.T5Config.mlp_dim=32",
-         "--gin.T5Config.vocab_size=256", "--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1"]
+MODEL = [
+    "--gin_file=models/t5_1_1/mini.gin",
+    "--gin.T5Config.emb_dim=32",
+    "--gin.T5Config.mlp_dim=32",
+    "--gin.T5Config.vocab_size=256",
+    "--gin.T5Config.num_encoder_layers=1",
+    "--gin.T5Config.num_decoder_layers=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +28,36 @@ def folder(tmp_path_factory):
     """Two runs of other learning rates, one of them in two starts; predictions and metrics as an evaluation leaves them."""
     folder = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
-    np.savez(folder / "rows.npz", **{
-        name: rng.integers(2, 250, (64, n)).astype(np.int32) for name, n in (
-            ("encoder_input_tokens", 16), ("decoder_input_tokens", 8), ("decoder_target_tokens", 8),
-            ("decoder_loss_weights", 8))})
+    np.savez(
+        folder / "rows.npz",
+        **{
+            name: rng.integers(2, 250, (64, n)).astype(np.int32)
+            for name, n in (
+                ("encoder_input_tokens", 16),
+                ("decoder_input_tokens", 8),
+                ("decoder_target_tokens", 8),
+                ("decoder_loss_weights", 8),
+            )
+        },
+    )
 
     def train(name, steps, warmup):
-        assert cli.main(["train", "--gin_file=runs/train_npz.gin", *MODEL, f"--gin.NPZ_PATTERN={folder}/rows.npz",
-                         "--gin.BATCH_SIZE=8", f"--gin.TRAIN_STEPS={steps}", f"--gin.WARMUP_STEPS={warmup}",
-                         "--gin.train.log_every=1", f"--model_dir={folder}/{name}/run"]) == 0
+        assert (
+            cli.main(
+                [
+                    "train",
+                    "--gin_file=runs/train_npz.gin",
+                    *MODEL,
+                    f"--gin.NPZ_PATTERN={folder}/rows.npz",
+                    "--gin.BATCH_SIZE=8",
+                    f"--gin.TRAIN_STEPS={steps}",
+                    f"--gin.WARMUP_STEPS={warmup}",
+                    "--gin.train.log_every=1",
+                    f"--model_dir={folder}/{name}/run",
+                ]
+            )
+            == 0
+        )
 
     train("slow", 3, 100)
     train("slow", 5, 100)
@@ -39,8 +66,12 @@ def folder(tmp_path_factory):
         with monitor.MetricsWriter(folder / name / "run") as writer:
             for step, value in zip((1, 2, 3), values, strict=True):
                 writer.write(step, {"eval/task/rouge1": value, "eval/task/loss": 10 - value})
-    (folder / "fast" / "run" / "samples.jsonl").write_text(json.dumps(
-        {"step": 3, "task": "task", "inputs": "<b>long</b> " * 200, "targets": "right", "prediction": "wrong"}) + "\n{")
+    (folder / "fast" / "run" / "samples.jsonl").write_text(
+        json.dumps(
+            {"step": 3, "task": "task", "inputs": "<b>long</b> " * 200, "targets": "right", "prediction": "wrong"}
+        )
+        + "\n{"
+    )
     (folder / "fast" / "run" / "checkpoints" / "damaged-4").mkdir()
     return folder
 
@@ -85,7 +116,8 @@ def test_what_differs_and_what_is_recorded(page):
 
 def test_predictions_are_shown_as_text_and_cut(page):
     ((inputs, targets, prediction),) = re.findall(
-        r"<tr><td>(&lt;b&gt;long[^<]*)</td><td>([^<]*)</td><td>([^<]*)</td></tr>", page)
+        r"<tr><td>(&lt;b&gt;long[^<]*)</td><td>([^<]*)</td><td>([^<]*)</td></tr>", page
+    )
     assert (targets, prediction) == ("right", "wrong")
     assert html.unescape(inputs) == ("<b>long</b> " * 200)[:600] + " …" and "<b>" not in inputs
 
@@ -120,7 +152,11 @@ def test_mistakes(folder, tmp_path, capsys):
 def test_a_browser_shows_it(folder, page):
     shown = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{folder}/page/report.html"],
-        capture_output=True, text=True, timeout=120, check=True).stdout
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
     for text in ("What happened", "best and newest value of each metric", "slow: training", "gradient norm"):
         assert text in shown
     assert shown.count("<svg") == 3

@@ -162,8 +162,10 @@ def test_states_saved_are_the_states_restored(saver):
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.eval_shape(lambda: state(0))
     restored = saver._checkpointer.restore(abstract, jax.tree.map(lambda _: one, abstract), DATA)
-    assert all((np.asarray(a) == np.asarray(b)).all()
-               for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(3)), strict=True))
+    assert all(
+        (np.asarray(a) == np.asarray(b)).all()
+        for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(3)), strict=True)
+    )
 
 
 def test_processes_meet_before_a_checkpoint_is_given_its_name(tmp_path, monkeypatch):
@@ -173,6 +175,10 @@ def test_processes_meet_before_a_checkpoint_is_given_its_name(tmp_path, monkeypa
     with checkpoints.Checkpointer(tmp_path, Keep()) as checkpointer, monkeypatch.context() as patch:
         met = []
         patch.setattr(checkpoints.together, "combined", lambda what, *_: met.append(what))
-        for place in ("async_write_complete", "async_commit_complete", "ThreadSaveMultiHostValueHolder:set_value_start"):
+        for place in (
+            "async_write_complete",
+            "async_commit_complete",
+            "ThreadSaveMultiHostValueHolder:set_value_start",
+        ):
             checkpointer._meet(key=multihost.unique_barrier_key(place, prefix="", suffix="30"), timeout_ms=1)
     assert met == ["saved _async_write_complete.30", "saved _async_commit_complete.30"]

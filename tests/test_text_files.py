@@ -62,8 +62,10 @@ def test_what_was_skipped_is_said(folder, capsys):
     path.write_text(path.read_text() + "one\n")
     files = options(f"tsv:{path}", held_out=0)
     files.open_split("train")
-    assert capsys.readouterr().out == (f"note: {path}: 1 of 101 line(s) skipped (1 wrong number of columns); the first "
-                                       f"is {path}:101: 1 column(s), not 2 as in line 1\n")
+    assert capsys.readouterr().out == (
+        f"note: {path}: 1 of 101 line(s) skipped (1 wrong number of columns); the first "
+        f"is {path}:101: 1 column(s), not 2 as in line 1\n"
+    )
 
 
 def test_what_a_run_depends_on(folder):
@@ -75,10 +77,15 @@ def test_what_a_run_depends_on(folder):
         assert dataclasses.replace(files, **change).to_dict() != files.to_dict()
 
 
-@pytest.mark.parametrize("name, short", [
-    ("tsv:/data/train.tsv", "train"), ("jsonl:/data/part-*.jsonl", "part"), ("text:gs://b/a b.c.txt", "a_b"),
-    ("text:/data/*", "files"),
-])
+@pytest.mark.parametrize(
+    "name, short",
+    [
+        ("tsv:/data/train.tsv", "train"),
+        ("jsonl:/data/part-*.jsonl", "part"),
+        ("text:gs://b/a b.c.txt", "a_b"),
+        ("text:/data/*", "files"),
+    ],
+)
 def test_short_names(name, short):
     assert text_files.is_file_name(name) and text_files.short_name(name) == short
 
@@ -87,15 +94,18 @@ def test_names_that_are_no_files():
     assert not any(map(text_files.is_file_name, ("tsv", "pydocs_library", "csv:/data/a.csv", "a:b")))
 
 
-@pytest.mark.parametrize("train, others, message", [
-    ("tsv:{}/no-*.tsv", {}, "train data '.*no-.*': no such file"),
-    ("tsv:{}/folder.tsv", {}, "no such file"),
-    ("tsv:{}/packed.tsv.gz", {}, "is compressed, and cannot be read at any line; unpack it"),
-    ("{}/train-0.tsv", {}, "does not say what it is; write tsv:"),
-    (None, {}, "TextFiles.train is not set"),
-    ("tsv:{}/train-0.tsv", {"held_out": 1e-9}, "none of 100 line.s. falls to validation, with TextFiles.held_out"),
-    ("tsv:{}/train-0.tsv", {"validation": "{}/none.tsv"}, "validation data '.*none.tsv': no such file"),
-])
+@pytest.mark.parametrize(
+    "train, others, message",
+    [
+        ("tsv:{}/no-*.tsv", {}, "train data '.*no-.*': no such file"),
+        ("tsv:{}/folder.tsv", {}, "no such file"),
+        ("tsv:{}/packed.tsv.gz", {}, "is compressed, and cannot be read at any line; unpack it"),
+        ("{}/train-0.tsv", {}, "does not say what it is; write tsv:"),
+        (None, {}, "TextFiles.train is not set"),
+        ("tsv:{}/train-0.tsv", {"held_out": 1e-9}, "none of 100 line.s. falls to validation, with TextFiles.held_out"),
+        ("tsv:{}/train-0.tsv", {"validation": "{}/none.tsv"}, "validation data '.*none.tsv': no such file"),
+    ],
+)
 def test_files_that_cannot_be_used(folder, train, others, message):
     others = {k: v.format(folder) if isinstance(v, str) else v for k, v in others.items()}
     files = options(train and train.format(folder), **others)
@@ -104,13 +114,16 @@ def test_files_that_cannot_be_used(folder, train, others, message):
             files.open_split(split)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"columns": "question"}, r"TextFiles.columns = 'question': write \('question',\) for one"),
-    ({"metrics": "accuracy"}, r"write \('accuracy',\)"),
-    ({"held_out": 1}, "is no share of lines"),
-    ({"max_bad_lines": -1}, "at least 0, not -1"),
-    ({"max_line_bytes": 1.5}, "at least 1, not 1.5"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"columns": "question"}, r"TextFiles.columns = 'question': write \('question',\) for one"),
+        ({"metrics": "accuracy"}, r"write \('accuracy',\)"),
+        ({"held_out": 1}, "is no share of lines"),
+        ({"max_bad_lines": -1}, "at least 0, not -1"),
+        ({"max_line_bytes": 1.5}, "at least 1, not 1.5"),
+    ],
+)
 def test_options_that_cannot_be(wrong, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(TextFiles(), **wrong)

@@ -18,7 +18,13 @@ from t5x_lite.partitioning import leaves_by_path as paths
 
 # Wide enough for Adafactor to factor (128), heads and widths that eight devices divide, dropout on.
 CONFIG = T5Config(
-    vocab_size=256, emb_dim=128, num_heads=8, head_dim=16, mlp_dim=128, num_encoder_layers=2, num_decoder_layers=3,
+    vocab_size=256,
+    emb_dim=128,
+    num_heads=8,
+    head_dim=16,
+    mlp_dim=128,
+    num_encoder_layers=2,
+    num_decoder_layers=3,
     dropout_rate=0.1,
 )
 FLOAT64 = dataclasses.replace(CONFIG, dtype="float64", param_dtype="float64")
@@ -81,8 +87,10 @@ def test_sequence_parallelism_equals_one_device():
         np.testing.assert_allclose(found, one_device_losses(FLOAT64)[:5], rtol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [
-    pytest.param(shape, id=name, marks=() if name == "all" else pytest.mark.slow) for name, shape in MESHES.items()])
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(shape, id=name, marks=() if name == "all" else pytest.mark.slow) for name, shape in MESHES.items()],
+)
 def test_every_mesh_equals_one_device_in_float32(shape):
     expected, found = one_device_losses(CONFIG), losses(make_trainer(shape))
     np.testing.assert_allclose(found[0, 0], expected[0, 0], rtol=1e-6)
@@ -99,8 +107,11 @@ def test_the_initial_state_is_one_devices_and_each_device_holds_its_share():
         np.testing.assert_allclose(leaf, paths(expected)[name], rtol=1e-6, atol=1e-7, err_msg=name)
     kernel = state.params["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
-    rows = [leaf for name, leaf in paths(state.opt_state).items()
-            if "v_row" in name and leaf.shape == (3, 128) and "wo" in name]
+    rows = [
+        leaf
+        for name, leaf in paths(state.opt_state).items()
+        if "v_row" in name and leaf.shape == (3, 128) and "wo" in name
+    ]
     assert rows, "Adafactor keeps a factored row for each decoder layer"
     assert all(row.addressable_shards[0].data.size * 2 == row.size for row in rows)
     tokens = batch_of(make_trainer(MESHES["all"]))["encoder_input_tokens"]
@@ -109,8 +120,11 @@ def test_the_initial_state_is_one_devices_and_each_device_holds_its_share():
 
 def test_factored_moments_are_sharded_as_what_is_left_of_their_kernel():
     shardings = make_trainer(MESHES["all"], dataclasses.replace(CONFIG, mlp_dim=256)).shardings.opt_state
-    specs = {name.split("/v_")[1].split("/")[0]: tuple(sharding.spec) for name, sharding in paths(shardings).items()
-             if "/v_" in name and name.endswith("decoder/layers/mlp/wo/kernel")}
+    specs = {
+        name.split("/v_")[1].split("/")[0]: tuple(sharding.spec)
+        for name, sharding in paths(shardings).items()
+        if "/v_" in name and name.endswith("decoder/layers/mlp/wo/kernel")
+    }
     # Of [layers, mlp, embed] optax sums the longer side away for the row, the other one for the column.
     assert specs == {"row": (None, "fsdp"), "col": (None, "tensor")}
 
@@ -144,7 +158,8 @@ def test_scanned_and_unrolled_layers_get_the_same_updates():
         a_trainer = make_trainer(config=dataclasses.replace(FLOAT64, scan_layers=False))
         state = start(make_trainer(config=FLOAT64))
         state = jax.device_put(
-            trainer.TrainState(state.step, unstacked(state.params), start(a_trainer).opt_state), a_trainer.shardings)
+            trainer.TrainState(state.step, unstacked(state.params), start(a_trainer).opt_state), a_trainer.shardings
+        )
         for step in range(5):
             state, metrics = a_trainer.step(state, batch_of(a_trainer, step))
             found = [float(metrics[name]) for name in ("loss", "grad_norm", "param_norm")]
@@ -161,7 +176,10 @@ def test_dropout_is_a_function_of_step_and_global_row():
     keys = trainer.dropout_keys(0, jnp.int32(3), jnp.arange(8))
     half = trainer.dropout_keys(0, jnp.int32(3), jnp.arange(4, 8))
     assert (jax.random.key_data(keys[4:]) == jax.random.key_data(half)).all()
-    others = [trainer.dropout_keys(0, jnp.int32(4), jnp.arange(8)), trainer.dropout_keys(1, jnp.int32(3), jnp.arange(8))]
+    others = [
+        trainer.dropout_keys(0, jnp.int32(4), jnp.arange(8)),
+        trainer.dropout_keys(1, jnp.int32(3), jnp.arange(8)),
+    ]
     assert all((jax.random.key_data(keys) != jax.random.key_data(other)).any(axis=-1).all() for other in others)
     # And the masks reach the model: two rows with the same text differ, dropout off they do not.
     model = Model(CONFIG)

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 
-import gin
 import numpy as np
 import pytest
 import sentencepiece
@@ -14,19 +13,32 @@ import seqio
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import gin
 from t5x_lite import vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.vocabularies import ByteVocabulary, SentencePieceVocabulary
 
-SENTENCES = ["the quick brown fox jumps over the lazy dog", "a translation of some English text", "hello world",
-             "numbers 1 2 3 4 5", "Übersetzung ist schön", "<extra_id is not a sentinel>"] * 10
+SENTENCES = [
+    "the quick brown fox jumps over the lazy dog",
+    "a translation of some English text",
+    "hello world",
+    "numbers 1 2 3 4 5",
+    "Übersetzung ist schön",
+    "<extra_id is not a sentinel>",
+] * 10
 
 
 def train(vocab_size=90, **kwargs) -> bytes:
     out = io.BytesIO()
     ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1} | kwargs
-    sentencepiece.SentencePieceTrainer.Train(sentence_iterator=iter(SENTENCES), model_writer=out, minloglevel=2,
-                                             vocab_size=vocab_size, hard_vocab_limit=False, **ids)
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(SENTENCES),
+        model_writer=out,
+        minloglevel=2,
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        **ids,
+    )
     return out.getvalue()
 
 
@@ -45,12 +57,16 @@ def byte_fallback_file(tmp_path_factory):
 
 
 PAIRS = {
-    "T5's 100 sentinels": lambda m, _: (SentencePieceVocabulary.from_path(m),
-                                        seqio.SentencePieceVocabulary(str(m), 100)),
+    "T5's 100 sentinels": lambda m, _: (
+        SentencePieceVocabulary.from_path(m),
+        seqio.SentencePieceVocabulary(str(m), 100),
+    ),
     "three sentinels": lambda m, _: (SentencePieceVocabulary.from_path(m, 3), seqio.SentencePieceVocabulary(str(m), 3)),
     "no sentinels": lambda m, _: (SentencePieceVocabulary.from_path(m, 0), seqio.SentencePieceVocabulary(str(m), 0)),
-    "sentinels forwards": lambda m, _: (SentencePieceVocabulary.from_path(m, 5, reverse_extra_ids=False),
-                                        seqio.SentencePieceVocabulary(str(m), 5, reverse_extra_ids=False)),
+    "sentinels forwards": lambda m, _: (
+        SentencePieceVocabulary.from_path(m, 5, reverse_extra_ids=False),
+        seqio.SentencePieceVocabulary(str(m), 5, reverse_extra_ids=False),
+    ),
     "byte fallback": lambda _, b: (SentencePieceVocabulary.from_path(b), seqio.SentencePieceVocabulary(str(b), 100)),
     "ByT5's bytes": lambda *_: (ByteVocabulary(), seqio.ByteVocabulary(125)),
     "bytes alone": lambda *_: (ByteVocabulary(0), seqio.ByteVocabulary()),
@@ -63,10 +79,30 @@ def pair(request, model_file, byte_fallback_file):
     return PAIRS[request.param](model_file, byte_fallback_file)
 
 
-TEXTS = ["", " ", "hello world", "  the   fox ", "<extra_id_0>", "fox <extra_id_0> dog <extra_id_1>",
-         "fox<extra_id_0>dog", "<extra_id_99> <extra_id_100>", "<extra_id_4>\n<extra_id_2>", "▁<extra_id_1>",
-         "</s> <pad> <unk>", "ﬁ Ⅷ ｆｕｌｌ", "tab\tline\nreturn\r", "nul\x00", "\u2028\u2029\x0b\x85", "e\u0301 é", "\ufeffbom",
-         "日本語 العربية", "👩‍👩‍👧 🇩🇪", "\U0010ffff\ue000\ufdd0", "\u200b\u200d\u202e", "a" * 3000]
+TEXTS = [
+    "",
+    " ",
+    "hello world",
+    "  the   fox ",
+    "<extra_id_0>",
+    "fox <extra_id_0> dog <extra_id_1>",
+    "fox<extra_id_0>dog",
+    "<extra_id_99> <extra_id_100>",
+    "<extra_id_4>\n<extra_id_2>",
+    "▁<extra_id_1>",
+    "</s> <pad> <unk>",
+    "ﬁ Ⅷ ｆｕｌｌ",
+    "tab\tline\nreturn\r",
+    "nul\x00",
+    "\u2028\u2029\x0b\x85",
+    "e\u0301 é",
+    "\ufeffbom",
+    "日本語 العربية",
+    "👩‍👩‍👧 🇩🇪",
+    "\U0010ffff\ue000\ufdd0",
+    "\u200b\u200d\u202e",
+    "a" * 3000,
+]
 
 
 def test_sizes_and_special_ids(pair):
@@ -92,8 +128,10 @@ def test_odd_texts(pair, text):
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("thefox <>_▁123")), max_size=60)
-       | st.lists(st.sampled_from(["fox", "<extra_id_0>", "<extra_id_2>", " ", "▁", "ö", "</s>"])).map("".join))
+@given(
+    text=st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("thefox <>_▁123")), max_size=60)
+    | st.lists(st.sampled_from(["fox", "<extra_id_0>", "<extra_id_2>", " ", "▁", "ö", "</s>"])).map("".join)
+)
 @example(text="fox <extra_id_0>")
 def test_any_text(pair, text):
     ours, theirs = pair
@@ -161,16 +199,24 @@ def test_mistakes_are_one_line_with_the_remedy(tmp_path_factory, model_file):
     junk.write_bytes(b"this is text")
     empty = tmp_path / "empty.model"
     empty.write_bytes(b"")
-    cases = [(lambda: SentencePieceVocabulary.from_path(tmp_path / "none.model"), "none.model.*check"),
-             (lambda: SentencePieceVocabulary.from_path(junk), "junk.model.*Not a sentencepiece model"),
-             (lambda: SentencePieceVocabulary.from_path(empty), "empty.model.*Not a sentencepiece model"),
-             (lambda: SentencePieceVocabulary(SentencePieceVocabulary.from_path(model_file, 5).model_proto, 9),
-              "extra_ids=5"),
-             (lambda: vocabularies.from_dict({"kind": "morse"}), "morse"),
-             (lambda: vocabularies.from_dict({"kind": "sentencepiece", "extra_ids": 1}), "damaged"),
-             (lambda: vocabularies.from_dict({"kind": "sentencepiece", "extra_ids": 1, "model_proto": "?"}), "damaged"),
-             (lambda: vocabularies.from_dict({"kind": "sentencepiece", "extra_ids": 1,
-                                              "model_proto": base64.b64encode(b"text").decode()}), "Not a sentence")]
+    cases = [
+        (lambda: SentencePieceVocabulary.from_path(tmp_path / "none.model"), "none.model.*check"),
+        (lambda: SentencePieceVocabulary.from_path(junk), "junk.model.*Not a sentencepiece model"),
+        (lambda: SentencePieceVocabulary.from_path(empty), "empty.model.*Not a sentencepiece model"),
+        (
+            lambda: SentencePieceVocabulary(SentencePieceVocabulary.from_path(model_file, 5).model_proto, 9),
+            "extra_ids=5",
+        ),
+        (lambda: vocabularies.from_dict({"kind": "morse"}), "morse"),
+        (lambda: vocabularies.from_dict({"kind": "sentencepiece", "extra_ids": 1}), "damaged"),
+        (lambda: vocabularies.from_dict({"kind": "sentencepiece", "extra_ids": 1, "model_proto": "?"}), "damaged"),
+        (
+            lambda: vocabularies.from_dict(
+                {"kind": "sentencepiece", "extra_ids": 1, "model_proto": base64.b64encode(b"text").decode()}
+            ),
+            "Not a sentence",
+        ),
+    ]
     for make, message in cases:
         with pytest.raises(UserError, match=message) as caught:
             make()
@@ -187,8 +233,10 @@ def test_gin_swaps_vocabularies(model_file):
     def taker(vocabulary=None):
         return vocabulary
 
-    gin.parse_config(f"taker.vocabulary = @SentencePieceVocabulary()\nSentencePieceVocabulary.path = '{model_file}'\n"
-                     "SentencePieceVocabulary.extra_ids = 7")
+    gin.parse_config(
+        f"taker.vocabulary = @SentencePieceVocabulary()\nSentencePieceVocabulary.path = '{model_file}'\n"
+        "SentencePieceVocabulary.extra_ids = 7"
+    )
     assert taker() == SentencePieceVocabulary.from_path(model_file, 7)
     # The binding is for the configurable alone: a vocabulary from a checkpoint is not touched by it.
     d = SentencePieceVocabulary.from_path(model_file, 3).to_dict()

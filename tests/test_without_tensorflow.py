@@ -16,7 +16,8 @@ for name in ("tensorflow", "seqio", "tensorflow_datasets", "tensorflow_text", "t
 
 def python(code):
     return subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=one_device(), timeout=300)
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=one_device(), timeout=300
+    )
 
 
 def test_the_core_imports_no_tensorflow():
@@ -32,16 +33,33 @@ print(sorted(n for n in sys.modules if n.split(".")[0] in ("tensorflow", "seqio"
 def test_training_a_dry_run_and_inference_on_npz_rows(tmp_path):
     rng = np.random.default_rng(0)
     targets = rng.integers(3, 200, (64, 8))
-    np.savez(tmp_path / "rows.npz", encoder_input_tokens=rng.integers(3, 200, (64, 12)), decoder_target_tokens=targets,
-             decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1], decoder_loss_weights=np.ones((64, 8), int))
+    np.savez(
+        tmp_path / "rows.npz",
+        encoder_input_tokens=rng.integers(3, 200, (64, 12)),
+        decoder_target_tokens=targets,
+        decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        decoder_loss_weights=np.ones((64, 8), int),
+    )
     (tmp_path / "in.txt").write_text("one\ntwo\n")
     flags = [
-        "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", f"--gin.NPZ_PATTERN={tmp_path}/rows.npz",
-        f"--model_dir={tmp_path}/run", "--gin.TRAIN_STEPS=3", "--gin.BATCH_SIZE=8", "--gin.T5Config.vocab_size=384",
-        "--gin.NpzSource.vocabulary=@ByteVocabulary()", "--gin.T5Config.emb_dim=32", "--gin.train.log_every=1",
+        "--gin_file=models/t5_1_1/mini.gin",
+        "--gin_file=runs/train_npz.gin",
+        f"--gin.NPZ_PATTERN={tmp_path}/rows.npz",
+        f"--model_dir={tmp_path}/run",
+        "--gin.TRAIN_STEPS=3",
+        "--gin.BATCH_SIZE=8",
+        "--gin.T5Config.vocab_size=384",
+        "--gin.NpzSource.vocabulary=@ByteVocabulary()",
+        "--gin.T5Config.emb_dim=32",
+        "--gin.train.log_every=1",
     ]
-    asked = ["infer", f"--checkpoint={tmp_path}/run", f"--input={tmp_path}/in.txt", f"--output={tmp_path}/out.jsonl",
-             "--gin.Decoder.max_length=4"]
+    asked = [
+        "infer",
+        f"--checkpoint={tmp_path}/run",
+        f"--input={tmp_path}/in.txt",
+        f"--output={tmp_path}/out.jsonl",
+        "--gin.Decoder.max_length=4",
+    ]
     code = f"""{BLOCK}
 from t5x_lite import cli, configuration
 for argv in (["train", *{flags!r}, "--dry_run"], ["train", *{flags!r}], {asked!r}):

@@ -13,7 +13,8 @@ class Cld3:
 
     def __init__(self):
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def find(self, text: str) -> tuple[str, float, bool]:
         """(language code, probability, whether that is reliable).

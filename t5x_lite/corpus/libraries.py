@@ -76,8 +76,10 @@ def check_punkt_data(folder: str) -> None:
     """UserError if `folder` is not that of a Punkt model."""
     missing = [name for name in _PUNKT_FILES if not (epath.Path(folder) / name).exists()]
     if missing:
-        raise UserError(f"CorpusRules.punkt_data = {folder!r} has no {missing[0]}: give the folder punkt_tab/english "
-                        "of NLTK's data, or None for the model that comes with the extra `corpus`")
+        raise UserError(
+            f"CorpusRules.punkt_data = {folder!r} has no {missing[0]}: give the folder punkt_tab/english "
+            "of NLTK's data, or None for the model that comes with the extra `corpus`"
+        )
 
 
 def _lines(path: epath.Path) -> io.StringIO:
@@ -213,17 +215,23 @@ def read_bad_words(path: str, languages: tuple[str, ...]) -> dict[str, re.Patter
         files = {}
         for file in place.iterdir():  # named `fr`, or `fr-CA-u-sd-caqc`
             files.setdefault(file.name.split("-")[0], []).append(file)
-        files = {language: sorted(paths) for language, paths in files.items() if language in
-                 {language.split("-")[0] for language in languages}}
+        files = {
+            language: sorted(paths)
+            for language, paths in files.items()
+            if language in {language.split("-")[0] for language in languages}
+        }
         if not files:
             raise UserError(f"BAD_WORDS = {path!r} has no file named by one of the languages, such as {languages[0]}")
     elif len(languages) == 1:
         files = {languages[0].split("-")[0]: [place]}
     else:
-        raise UserError(f"BAD_WORDS = {path!r} is one file, and there are {len(languages)} languages: give a folder "
-                        "with a file for each, named en, fr, …")
-    words = {language: [word for p in paths for word in p.read_text().splitlines()]
-             for language, paths in files.items()}
+        raise UserError(
+            f"BAD_WORDS = {path!r} is one file, and there are {len(languages)} languages: give a folder "
+            "with a file for each, named en, fr, …"
+        )
+    words = {
+        language: [word for p in paths for word in p.read_text().splitlines()] for language, paths in files.items()
+    }
     patterns = {language: rules.bad_word_pattern(w, language) for language, w in words.items()}
     return {language: pattern for language, pattern in patterns.items() if pattern}
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import gin
-
 from t5x_lite.corpus import libraries
 from t5x_lite.errors import UserError, did_you_mean, nearest
 
@@ -63,8 +62,16 @@ class CorpusRules:
     def __post_init__(self):
         languages = (self.languages,) if isinstance(self.languages, str) else tuple(self.languages)
         object.__setattr__(self, "languages", languages)  # gin gives a list for ['en']
-        whole = {"max_page_characters": 1, "min_paragraphs": 0, "paragraph_characters": 1, "min_words": 0,
-                 "min_sentences": 0, "max_word_characters": 1, "span_sentences": 1, "validation_one_in": 2}
+        whole = {
+            "max_page_characters": 1,
+            "min_paragraphs": 0,
+            "paragraph_characters": 1,
+            "min_words": 0,
+            "min_sentences": 0,
+            "max_word_characters": 1,
+            "span_sentences": 1,
+            "validation_one_in": 2,
+        }
         for name, least in whole.items():
             value = getattr(self, name)
             if type(value) is not int or value < least:

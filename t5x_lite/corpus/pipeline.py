@@ -66,8 +66,7 @@ def run(files: Sequence[str], choice: CorpusRules, layout: Layout, runner: Runne
         pages, tallies = [read["main"]], [read[TALLY]]
         if choice.url_list is not None:
             lists = libraries.url_files(choice.url_list)
-            pages.append(
-                pipeline | "Lists" >> beam.Create(lists) | "Addresses" >> beam.FlatMap(_listed))
+            pages.append(pipeline | "Lists" >> beam.Create(lists) | "Addresses" >> beam.FlatMap(_listed))
         cleaned = tuple(pages) | "ByAddress" >> GroupInto(_Choose(choice), CLEANED, place, (TALLY, UNITS))
         tallies.append(cleaned[TALLY])
         finish = _Finish(choice, layout.per_split)
@@ -75,13 +74,14 @@ def run(files: Sequence[str], choice: CorpusRules, layout: Layout, runner: Runne
             finished = cleaned["main"] | "Finish" >> beam.ParDo(_Each(finish)).with_outputs(TALLY, main="main")
         else:
             repeated = cleaned[UNITS] | "ByUnit" >> GroupInto(_Repeated(), COMPARED, place)
-            finished = (cleaned["main"], repeated["main"]) | "ByPage" >> GroupInto(
-                finish, FINISHED, place, (TALLY,))
+            finished = (cleaned["main"], repeated["main"]) | "ByPage" >> GroupInto(finish, FINISHED, place, (TALLY,))
         tallies.append(finished[TALLY])
         shards = finished["main"] | "ByShard" >> GroupInto(_Write(layout.shards), WRITTEN, place)
         counts = tuple(tallies) | beam.Flatten() | "Tally" >> beam.CombinePerKey(_AddUp())
-        parts = (shards["main"] | "Shards" >> beam.Map(lambda shard: (b"", ("shards", shard))),
-                 counts | "Counts" >> beam.Map(lambda counted: (b"", ("tally", counted))))
+        parts = (
+            shards["main"] | "Shards" >> beam.Map(lambda shard: (b"", ("shards", shard))),
+            counts | "Counts" >> beam.Map(lambda counted: (b"", ("tally", counted))),
+        )
         parts | "Parts" >> beam.Flatten() | beam.GroupByKey() | "Summary" >> beam.Map(_summarize, layout.summary)
     return json.loads(epath.Path(layout.summary).read_text())
 
@@ -177,7 +177,8 @@ class _Read(_Counting):
             if len(page.text) > self._choice.max_page_characters:
                 self.remove("long_page", page)
             elif self._domains is not None and not rules.is_allowed_domain(
-                    *libraries.split_domain(address), self._domains):
+                *libraries.split_domain(address), self._domains
+            ):
                 self.remove("not_news", page)
             else:
                 yield address.encode("utf-8"), tuple(page)
@@ -216,12 +217,14 @@ class _Choose(_Counting):
             self.remove("not_listed", page)
             return
         if choice.min_paragraphs and not rules.has_paragraphs(
-                page.text, choice.min_paragraphs, choice.paragraph_characters):
+            page.text, choice.min_paragraphs, choice.paragraph_characters
+        ):
             self.remove("few_paragraphs", page)
             return
         if choice.clean:
-            text, removed = rules.clean(page.text, self._sentences.count, choice.min_words, choice.min_sentences,
-                                        choice.max_word_characters)
+            text, removed = rules.clean(
+                page.text, self._sentences.count, choice.min_words, choice.min_sentences, choice.max_word_characters
+            )
             for each in removed:
                 self.tally.add(each)
             if text is None:
@@ -262,8 +265,9 @@ class _Finish(_Counting):
         choice = self._choice
         self._sentences = libraries.Sentences(choice.punkt_data)
         self._languages = libraries.Languages(choice.identifier)
-        self._bad_words = {} if choice.bad_words is None else libraries.read_bad_words(
-            choice.bad_words, choice.languages)
+        self._bad_words = (
+            {} if choice.bad_words is None else libraries.read_bad_words(choice.bad_words, choice.languages)
+        )
 
     def group(self, key, values):
         page, lost = None, set()

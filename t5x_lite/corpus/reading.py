@@ -151,8 +151,9 @@ def _page(record, url: str, place: str) -> Page | Removed:
             return Removed("not_utf8", 1, 0, len(payload), f"byte {e.start:,} of {place}")
     # As files of text are read: \n, \r\n and \r end lines, and no other character does.
     lines = [line.strip() for line in io.StringIO(text, newline=None)]
-    page = Page(url, record.rec_headers.get_header("WARC-Date") or "", "\n".join(filter(None, lines)), content_type,
-                length)
+    page = Page(
+        url, record.rec_headers.get_header("WARC-Date") or "", "\n".join(filter(None, lines)), content_type, length
+    )
     for rule, missing in (("no_url", not page.url), ("no_date", not page.timestamp), ("empty", not page.text)):
         if missing:
             return whole_page(rule, page.text, place)

@@ -177,8 +177,10 @@ def clean(
             page_rule = "curly_bracket"
         if page_rule:
             # With it go the lines kept so far and those not looked at.
-            return None, [*removed, whole_page(page_rule, "\n".join([*kept, line, *filter(None, lines[number + 1 :])]),
-                                               line)]
+            return None, [
+                *removed,
+                whole_page(page_rule, "\n".join([*kept, line, *filter(None, lines[number + 1 :])]), line),
+            ]
         if any(policy in lower for policy in POLICIES):
             removed.append(Removed("policy", 0, 1, size(line), line))
             continue

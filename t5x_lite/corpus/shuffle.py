@@ -81,8 +81,10 @@ class GroupInto(beam.PTransform):
             | beam.GroupByKey()
             | beam.FlatMap(_by_partition)
             | beam.Reshuffle()
-            | "Merge" >> beam.ParDo(_Merge(self._grouping, self._step, self._place.marks)).with_outputs(
-                *self._outputs, main="main")
+            | "Merge"
+            >> beam.ParDo(_Merge(self._grouping, self._step, self._place.marks)).with_outputs(
+                *self._outputs, main="main"
+            )
         )
 
 

@@ -51,8 +51,7 @@ def _example(page: Page) -> bytes:
 
 
 def write_metadata(
-    folder: str, name: str, version: str, splits: Mapping[str, Sequence[tuple[int, int]]],
-    description: str,
+    folder: str, name: str, version: str, splits: Mapping[str, Sequence[tuple[int, int]]], description: str
 ) -> None:
     """Writes what tensorflow-datasets reads the shards by.
 
@@ -62,16 +61,18 @@ def write_metadata(
     """
     import tensorflow_datasets as tfds
 
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=epath.Path(folder), dataset_name=name, filetype_suffix=_SUFFIX)
+    template = tfds.core.ShardedFileTemplate(data_dir=epath.Path(folder), dataset_name=name, filetype_suffix=_SUFFIX)
     features = tfds.features.FeaturesDict({feature: tfds.features.Text() for feature in FEATURES})
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=features,
         split_infos=[
             tfds.core.SplitInfo(
-                name=split, shard_lengths=[count for count, _ in shards], num_bytes=sum(size for _, size in shards),
-                filename_template=template.replace(split=split))
+                name=split,
+                shard_lengths=[count for count, _ in shards],
+                num_bytes=sum(size for _, size in shards),
+                filename_template=template.replace(split=split),
+            )
             for split, shards in splits.items()
         ],
         version=version,

@@ -44,8 +44,15 @@ def detect(path, step: int | None = None) -> tuple[str, epath.Path]:
     )
 
 
-def read(path, *, step: int | None = None, model: T5Config | None = None, rules: w.Rules = (),
-         optimizer_state: bool = False, vocabulary: vocabularies.Vocabulary | None = None) -> tuple[str, w.Weights]:
+def read(
+    path,
+    *,
+    step: int | None = None,
+    model: T5Config | None = None,
+    rules: w.Rules = (),
+    optimizer_state: bool = False,
+    vocabulary: vocabularies.Vocabulary | None = None,
+) -> tuple[str, w.Weights]:
     """The format of a checkpoint and what is in it; `model` and `vocabulary` where it does not say or says it wrongly.
 
     Raises:

@@ -79,13 +79,23 @@ def parameters(config: T5Config) -> Iterator[Parameter]:
     """
     c = config
     if c.is_language_model or c.shared_stacks:
-        raise UserError("transformers' T5 has an encoder and a decoder of their own: T5Config.architecture = "
-                        f"{c.architecture!r} with shared_stacks = {c.shared_stacks} has no place in a Hugging Face folder")
+        raise UserError(
+            "transformers' T5 has an encoder and a decoder of their own: T5Config.architecture = "
+            f"{c.architecture!r} with shared_stacks = {c.shared_stacks} has no place in a Hugging Face folder"
+        )
     if c != c.plain():
-        raise UserError("transformers' T5 has no place for what finetuning added to this model: fold LoRA and IA3 into the "
-                        "kernels with t5x_lite.finetuning.merge; adapters, prompts and biases cannot be folded")
-    sizes = {"d": c.emb_dim, "f": c.mlp_dim, "v": c.vocab_size, "h": c.num_heads, "j": c.num_heads * c.head_dim,
-             "r": c.relpos_buckets}
+        raise UserError(
+            "transformers' T5 has no place for what finetuning added to this model: fold LoRA and IA3 into the "
+            "kernels with t5x_lite.finetuning.merge; adapters, prompts and biases cannot be folded"
+        )
+    sizes = {
+        "d": c.emb_dim,
+        "f": c.mlp_dim,
+        "v": c.vocab_size,
+        "h": c.num_heads,
+        "j": c.num_heads * c.head_dim,
+        "r": c.relpos_buckets,
+    }
 
     def parameter(path: str, name: str, letters: str, depth: int | None = None) -> Parameter:
         return Parameter(path, name, tuple(sizes[letter] for letter in letters), depth)
@@ -188,22 +198,24 @@ def config_from_hugging_face(values: Mapping[str, Any]) -> T5Config:
     epsilon = values.get("layer_norm_epsilon", 1e-6)
     if epsilon != 1e-6:
         raise UserError(f"config.json: layer_norm_epsilon must be 1e-6, not {epsilon!r}")
-    return T5Config.from_dict({
-        "vocab_size": values["vocab_size"],
-        "emb_dim": values["d_model"],
-        "num_heads": values["num_heads"],
-        "head_dim": values["d_kv"],
-        "mlp_dim": values["d_ff"],
-        "num_encoder_layers": values["num_layers"],
-        "num_decoder_layers": values.get("num_decoder_layers") or values["num_layers"],
-        "mlp_activations": ACTIVATIONS[activation],
-        # transformers 5 writes tie_word_embeddings = true for every T5 and keeps the choice under the other name.
-        "logits_via_embedding": values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True)),
-        "dropout_rate": values.get("dropout_rate", 0.1),
-        "relpos_buckets": values.get("relative_attention_num_buckets", 32),
-        "relpos_max_distance": values.get("relative_attention_max_distance", 128),
-        "relpos_per_layer": model_type == "umt5",
-    })
+    return T5Config.from_dict(
+        {
+            "vocab_size": values["vocab_size"],
+            "emb_dim": values["d_model"],
+            "num_heads": values["num_heads"],
+            "head_dim": values["d_kv"],
+            "mlp_dim": values["d_ff"],
+            "num_encoder_layers": values["num_layers"],
+            "num_decoder_layers": values.get("num_decoder_layers") or values["num_layers"],
+            "mlp_activations": ACTIVATIONS[activation],
+            # transformers 5 writes tie_word_embeddings = true for every T5 and keeps the choice under the other name.
+            "logits_via_embedding": values.get("scale_decoder_outputs", values.get("tie_word_embeddings", True)),
+            "dropout_rate": values.get("dropout_rate", 0.1),
+            "relpos_buckets": values.get("relative_attention_num_buckets", 32),
+            "relpos_max_distance": values.get("relative_attention_max_distance", 128),
+            "relpos_per_layer": model_type == "umt5",
+        }
+    )
 
 
 def config_to_hugging_face(config: T5Config) -> dict[str, Any]:
@@ -214,8 +226,10 @@ def config_to_hugging_face(config: T5Config) -> dict[str, Any]:
     """
     names = {activations: name for name, activations in ACTIVATIONS.items()}
     if config.mlp_activations not in names:
-        raise UserError(f"transformers has no T5 with T5Config.mlp_activations = {config.mlp_activations!r}; it has "
-                        f"{', '.join(str(a) for a in names)}")
+        raise UserError(
+            f"transformers has no T5 with T5Config.mlp_activations = {config.mlp_activations!r}; it has "
+            f"{', '.join(str(a) for a in names)}"
+        )
     per_layer = config.relpos_per_layer
     return {
         "architectures": ["UMT5ForConditionalGeneration" if per_layer else "T5ForConditionalGeneration"],
@@ -246,8 +260,9 @@ def config_to_hugging_face(config: T5Config) -> dict[str, Any]:
 
 def has_own_head(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there is an output head that is not the embedding."""
-    return HEAD in tensors and EMBEDDING in tensors and not np.array_equal(
-        tensors[HEAD].read(), tensors[EMBEDDING].read())
+    return (
+        HEAD in tensors and EMBEDDING in tensors and not np.array_equal(tensors[HEAD].read(), tensors[EMBEDDING].read())
+    )
 
 
 def _without_aliases(tensors: Mapping[str, Tensor], config: T5Config) -> dict[str, Tensor]:

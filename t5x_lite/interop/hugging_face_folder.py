@@ -71,8 +71,10 @@ def _read_torch(folder: epath.Path) -> dict[str, w.Tensor]:
     try:
         import torch
     except ImportError as e:
-        raise UserError(f"{folder} has its weights in PyTorch's format only, and torch is not installed: pip install "
-                        f"torch, or save the model with safetensors") from e
+        raise UserError(
+            f"{folder} has its weights in PyTorch's format only, and torch is not installed: pip install "
+            f"torch, or save the model with safetensors"
+        ) from e
     files = [TORCH]
     if (folder / TORCH_INDEX).exists():
         files = sorted(set(_json(folder / TORCH_INDEX)["weight_map"].values()))
@@ -86,13 +88,17 @@ def _read_torch(folder: epath.Path) -> dict[str, w.Tensor]:
                 state = torch.load(at, map_location="cpu", weights_only=True)
         except Exception as e:  # torch raises pickle's, zipfile's, its own and others
             reason = (str(e).splitlines() or [""])[0]
-            raise UserError(f"{at} cannot be read as weights only ({type(e).__name__}: {reason[:200]}): get the model "
-                            "as safetensors") from e
+            raise UserError(
+                f"{at} cannot be read as weights only ({type(e).__name__}: {reason[:200]}): get the model "
+                "as safetensors"
+            ) from e
         for name, tensor in state.items():
             dtype = str(tensor.dtype).removeprefix("torch.")
             if dtype not in ("float64", "float32", "float16", "bfloat16"):
-                raise UserError(f"{at}: {name} is {dtype}, which is no weight that can be converted; drop it with "
-                                "convert.assignment_map if it is not one")
+                raise UserError(
+                    f"{at}: {name} is {dtype}, which is no weight that can be converted; drop it with "
+                    "convert.assignment_map if it is not one"
+                )
             tensors[name] = w.Tensor(tuple(tensor.shape), jnp.dtype(dtype), lambda t=tensor: _array(t, torch))
     return tensors
 
@@ -122,8 +128,10 @@ def _write_vocabulary(folder: epath.Path, described: dict[str, Any]) -> None:
     own = vocabulary.without_sentinels()
     # Their tokenizer adds the sentinels by itself, <extra_id_0> last.
     if vocabularies.SentencePieceVocabulary(own, vocabulary.extra_ids) != vocabulary:
-        raise UserError("transformers' T5Tokenizer knows sentinels only as the last ids, counted downwards, and this "
-                        "vocabulary has them elsewhere; convert.vocabulary names another")
+        raise UserError(
+            "transformers' T5Tokenizer knows sentinels only as the last ids, counted downwards, and this "
+            "vocabulary has them elsewhere; convert.vocabulary names another"
+        )
     (folder / SENTENCEPIECE).write_bytes(own)
     _write_json(folder / TOKENIZER, {"tokenizer_class": "T5Tokenizer", **common, "legacy": False})
 

@@ -26,8 +26,9 @@ def load_for_inference(
     return model, tree, {"model": weights.config.to_dict(), "vocabulary": weights.vocabulary, "step": weights.step}
 
 
-def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer_state: bool,
-               may_lack: Collection[str] = ()) -> tuple:
+def initialise(
+    path, state: TrainState, shardings: TrainState, restore_optimizer_state: bool, may_lack: Collection[str] = ()
+) -> tuple:
     """What `checkpoints.initialise` gives of this project's own; every device is given its own share of each tensor.
 
     Raises:
@@ -36,8 +37,9 @@ def initialise(path, state: TrainState, shardings: TrainState, restore_optimizer
     """
     kind, _ = formats.detect(path)
     if restore_optimizer_state and kind != formats.T5X:
-        raise UserError(f"{path} ({kind}) has no optimizer state that can be restored: set "
-                        "train.restore_optimizer_state = False")
+        raise UserError(
+            f"{path} ({kind}) has no optimizer state that can be restored: set train.restore_optimizer_state = False"
+        )
     _, weights = formats.read(path, optimizer_state=restore_optimizer_state)
     params = _place(f"{path} (parameters)", weights.params, state.params, shardings.params, may_lack)
     opt_state = state.opt_state
@@ -53,12 +55,17 @@ def _place(what: str, tensors: dict[str, w.Tensor], like, shardings, may_lack: C
     the paths in `may_lack` that are not there."""
     leaves = leaves_by_path(like)
     if not leaves.keys() - set(may_lack) <= tensors.keys():
-        tensors = w.stacked_state(tensors) if any(name.startswith("inner_states.") for name in leaves) else \
-            w.stacked(tensors)
+        tensors = (
+            w.stacked_state(tensors) if any(name.startswith("inner_states.") for name in leaves) else w.stacked(tensors)
+        )
     kept = set(may_lack) - tensors.keys()
     expected = {name: leaf.shape for name, leaf in leaves.items() if name not in kept}
-    w.check_shapes(what, {name: tensor.shape for name, tensor in tensors.items()}, expected,
-                   "Use the model file and the optimizer of that checkpoint")
+    w.check_shapes(
+        what,
+        {name: tensor.shape for name, tensor in tensors.items()},
+        expected,
+        "Use the model file and the optimizer of that checkpoint",
+    )
     placed = []
     for (name, leaf), sharding in zip(leaves.items(), jax.tree.leaves(shardings), strict=True):
         if name in kept:

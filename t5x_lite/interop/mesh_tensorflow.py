@@ -63,8 +63,10 @@ def read(prefix, *, model: T5Config | None = None, rules: w.Rules = ()) -> w.Wei
     try:
         import tensorflow as tf
     except ImportError as e:
-        raise UserError(f"{prefix} can only be read with TensorFlow, which is not installed: pip install "
-                        "tensorflow, or convert it on a machine that has it") from e
+        raise UserError(
+            f"{prefix} can only be read with TensorFlow, which is not installed: pip install "
+            "tensorflow, or convert it on a machine that has it"
+        ) from e
     try:
         reader = tf.train.load_checkpoint(str(prefix))
     except (tf.errors.OpError, ValueError) as e:
@@ -78,8 +80,10 @@ def read(prefix, *, model: T5Config | None = None, rules: w.Rules = ()) -> w.Wei
     tensors = w.apply_rules(tensors, rules)
     paths = {name: our_path(name) for name in tensors}
     if unknown := [name for name, path in paths.items() if path is None]:
-        raise UserError(f"{prefix} has variables that no encoder-decoder T5 has: {', '.join(unknown[:40])}; drop them "
-                        "with convert.assignment_map")
+        raise UserError(
+            f"{prefix} has variables that no encoder-decoder T5 has: {', '.join(unknown[:40])}; drop them "
+            "with convert.assignment_map"
+        )
     params = {paths[name]: tensor for name, tensor in tensors.items()}
     params = _shared_bias(params)
     folder = epath.Path(prefix).parent
@@ -136,6 +140,7 @@ def _operative(folder: epath.Path) -> dict[str, Any]:
     try:
         names = ast.literal_eval(found[1])
     except (ValueError, SyntaxError):
-        raise UserError(f"{file}: DenseReluDense.activation = {found[1]} is no list of names; set convert.model"
-                        ) from None
+        raise UserError(
+            f"{file}: DenseReluDense.activation = {found[1]} is no list of names; set convert.model"
+        ) from None
     return {"mlp_activations": [names] if isinstance(names, str) else list(names)}

@@ -58,8 +58,10 @@ def _read_file(file: epath.Path) -> dict[str, Tensor]:
     tensors = {}
     for name, (shape, code) in about.items():
         if code not in _DTYPES:
-            raise UserError(f"{file}: {name} is {code}; only {', '.join(_DTYPES)} can be converted: give the weights "
-                            "before quantization")
+            raise UserError(
+                f"{file}: {name} is {code}; only {', '.join(_DTYPES)} can be converted: give the weights "
+                "before quantization"
+            )
         tensors[name] = Tensor(shape, jnp.dtype(_DTYPES[code]), functools.partial(_get, str(file), name))
     return tensors
 
@@ -94,8 +96,11 @@ def _write_file(file: epath.Path, tensors: Mapping[str, Tensor]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     offset = 0
     for name, tensor in tensors.items():
-        header[name] = {"dtype": _CODES[str(tensor.dtype)], "shape": list(tensor.shape),
-                        "data_offsets": [offset, offset + tensor.nbytes]}
+        header[name] = {
+            "dtype": _CODES[str(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

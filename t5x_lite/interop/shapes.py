@@ -21,8 +21,10 @@ def config_of(params: Mapping[str, Tensor], what: str) -> T5Config:
         for path in paths:
             if path in params:
                 return params[path].shape
-        raise UserError(f"{what} has no {' or '.join(paths)}, so it is no T5 whose sizes could be told; the first "
-                        f"tensors are {', '.join(sorted(params)[:3]) or 'none'}")
+        raise UserError(
+            f"{what} has no {' or '.join(paths)}, so it is no T5 whose sizes could be told; the first "
+            f"tensors are {', '.join(sorted(params)[:3]) or 'none'}"
+        )
 
     vocab_size, emb_dim = shape("token_embedder/embedding")
     own = "encoder/layers_0/relpos_bias/rel_embedding"

@@ -42,8 +42,9 @@ ids are made of text{spiece}.
 """
 
 
-def write(folder: epath.Path, weights: w.Weights, *, input_length: int, target_length: int,
-          decoder: decoding.Decoder) -> None:
+def write(
+    folder: epath.Path, weights: w.Weights, *, input_length: int, target_length: int, decoder: decoding.Decoder
+) -> None:
     """Writes predict.stablehlo, score.stablehlo, the parameters, the vocabulary and a README.
 
     Args:
@@ -83,10 +84,19 @@ def write(folder: epath.Path, weights: w.Weights, *, input_length: int, target_l
     if isinstance(vocabulary, vocabularies.SentencePieceVocabulary):
         (folder / "vocabulary.model").write_bytes(vocabulary.model_proto)
     (folder / "model.json").write_text(json.dumps(weights.config.to_dict(), indent=2) + "\n")
-    (folder / "README.md").write_text(README.format(
-        weights=safetensors_files.NAME, source=input_length, target=decoder.max_length, length=target_length,
-        eos=eos_id, decoding=", ".join(f"{f.name} {getattr(decoder, f.name)!r}" for f in dataclasses.fields(decoder)),
-        spiece=" and `vocabulary.model` is the sentencepiece model" if (folder / "vocabulary.model").exists() else ""))
+    (folder / "README.md").write_text(
+        README.format(
+            weights=safetensors_files.NAME,
+            source=input_length,
+            target=decoder.max_length,
+            length=target_length,
+            eos=eos_id,
+            decoding=", ".join(f"{f.name} {getattr(decoder, f.name)!r}" for f in dataclasses.fields(decoder)),
+            spiece=" and `vocabulary.model` is the sentencepiece model"
+            if (folder / "vocabulary.model").exists()
+            else "",
+        )
+    )
 
 
 def _write_program(file: epath.Path, function: Callable, *arguments) -> None:

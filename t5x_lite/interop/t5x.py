@@ -175,7 +175,7 @@ def _joined(tensor: w.Tensor, axes: str) -> w.Tensor:
     if "hk" not in axes:
         return tensor
     at, shape = axes.index("hk"), tensor.shape
-    return tensor.reshaped((*shape[:at], shape[at] * shape[at + 1], *shape[at + 2:]))
+    return tensor.reshaped((*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :]))
 
 
 def _layers_first(path: str, tensor: w.Tensor) -> w.Tensor:
@@ -192,8 +192,9 @@ def _layers_first(path: str, tensor: w.Tensor) -> w.Tensor:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _read_state(states: dict[str, w.Tensor], theirs: dict[str, w.Tensor], params: dict[str, w.Tensor],
-                step: int) -> dict[str, w.Tensor]:
+def _read_state(
+    states: dict[str, w.Tensor], theirs: dict[str, w.Tensor], params: dict[str, w.Tensor], step: int
+) -> dict[str, w.Tensor]:
     """Our Adafactor's state by its flat names, layers apart."""
     slots: dict[str, dict[str, w.Tensor]] = {}
     for path, tensor in theirs.items():
@@ -201,8 +202,10 @@ def _read_state(states: dict[str, w.Tensor], theirs: dict[str, w.Tensor], params
         if found.keys() < {"v", "v_row", "v_col"}:
             raise UserError(f"the T5X checkpoint has no Adafactor state of {path}: convert without optimizer_state")
         if "m" in found and found["m"].shape != (1,):
-            raise UserError(f"the T5X checkpoint's Adafactor has a momentum ({path}/m), which cannot be converted: "
-                            "convert without optimizer_state")
+            raise UserError(
+                f"the T5X checkpoint's Adafactor has a momentum ({path}/m), which cannot be converted: "
+                "convert without optimizer_state"
+            )
         for slot in ("v", "v_row", "v_col"):
             moved = _slot_layers(path, slot, found[slot], tensor)
             for our_path, part in w.split({_our_path(path): moved}).items():
@@ -221,8 +224,10 @@ def _read_state(states: dict[str, w.Tensor], theirs: dict[str, w.Tensor], params
         elif factored[owner] and slot != "v" and _swapped(owner, params[owner].shape, scanned=owner not in theirs):
             kept = slots[owner]["v_col" if slot == "v_row" else "v_row"]
         if kept.shape != leaf.shape:
-            raise UserError(f"the T5X checkpoint's state {slot} of {owner} is {kept.shape}, not {leaf.shape}: convert "
-                            "without optimizer_state")
+            raise UserError(
+                f"the T5X checkpoint's state {slot} of {owner} is {kept.shape}, not {leaf.shape}: convert "
+                "without optimizer_state"
+            )
         state[name] = kept.cast(leaf.dtype)
     return state
 
@@ -256,8 +261,10 @@ def _abstract_state(params: Mapping[str, w.Tensor], factored: Mapping[str, bool]
     least = min(second.values(), default=128)
     # Any number from the largest that is whole up to the smallest that is factored: 128, T5's own, where it is one.
     if whole and max(whole) >= least:
-        raise UserError("the T5X checkpoint's Adafactor factors some parameters and not others in a way that no "
-                        "min_dim_size_to_factor gives: convert without optimizer_state")
+        raise UserError(
+            "the T5X checkpoint's Adafactor factors some parameters and not others in a way that no "
+            "min_dim_size_to_factor gives: convert without optimizer_state"
+        )
     size = least if least < 128 or (whole and max(whole) >= 128) else 128
     optimizer = optimizers.adafactor(optimizers.constant_rate(), min_dim_size_to_factor=size)
     return as_dict(jax.eval_shape(optimizer.init, tree))
@@ -284,8 +291,10 @@ def _their_state(weights: w.Weights) -> dict[str, w.Tensor]:
             state[f"{path}/{slot}"] = tensor
     expected = {f"{path}/{slot}" for path in weights.params for slot in ("v", "v_row", "v_col")}
     if state.keys() != expected:
-        raise UserError("only the state of Adafactor without momentum can be written for T5X: convert with "
-                        "--gin.convert.optimizer_state=False")
+        raise UserError(
+            "only the state of Adafactor without momentum can be written for T5X: convert with "
+            "--gin.convert.optimizer_state=False"
+        )
     for path in weights.params:
         state[f"{path}/m"] = w.Tensor.of(np.zeros((1,), np.float32))
     return state

@@ -101,8 +101,12 @@ def expected_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
     return leaves_by_path(tree)
 
 
-def check_shapes(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]],
-                 remedy: str = "Use the configuration of this model, or convert.assignment_map") -> None:
+def check_shapes(
+    what: str,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    remedy: str = "Use the configuration of this model, or convert.assignment_map",
+) -> None:
     """Raises UserError naming what is missing, unknown, or of another shape, each by its name."""
     wrong = [f"{n} is {found[n]}, not {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
     faults = (
@@ -138,8 +142,9 @@ def apply_rules(tensors: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor
             if not (replacement is None or isinstance(replacement, str)):
                 raise TypeError(f"{replacement!r} is neither a name nor None")
         except (TypeError, ValueError, re.error) as e:
-            raise UserError(f"convert.assignment_map: {rule!r} is no (regular expression, replacement or None): {e}"
-                            ) from e
+            raise UserError(
+                f"convert.assignment_map: {rule!r} is no (regular expression, replacement or None): {e}"
+            ) from e
     out: dict[str, Tensor] = {}
     unused = dict.fromkeys(range(len(compiled)))
     for name, tensor in tensors.items():
@@ -200,7 +205,8 @@ def split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         stack = _Last(tensor.read)
         for i in range(tensor.shape[0]):
             out[f"{match['head']}layers_{i}{match['tail']}"] = Tensor(
-                tensor.shape[1:], tensor.dtype, functools.partial(stack.layer, i, tensor.shape[0] - 1))
+                tensor.shape[1:], tensor.dtype, functools.partial(stack.layer, i, tensor.shape[0] - 1)
+            )
     return out
 
 
@@ -218,8 +224,10 @@ def stacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _stack(name: str, layers: dict[int, Tensor]) -> Tensor:
     ordered = [layers[i] for i in sorted(layers)]
     if sorted(layers) != list(range(len(layers))) or len({(t.shape, t.dtype) for t in ordered}) > 1:
-        raise UserError(f"{name}: layers that are not 0 to {len(layers) - 1} of one shape and dtype cannot be stacked; "
-                        "set convert.scan_layers = False")
+        raise UserError(
+            f"{name}: layers that are not 0 to {len(layers) - 1} of one shape and dtype cannot be stacked; "
+            "set convert.scan_layers = False"
+        )
     first = ordered[0]
 
     def read():
@@ -292,7 +300,8 @@ def stacked_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if ".single." in name and name.rsplit(".", 1)[-1] == "count":
             for depth in depths:
                 out[_relabelled(name, f"stack_of_{depth}")] = tensor.map(
-                    functools.partial(_repeated, depth), (depth, *tensor.shape))
+                    functools.partial(_repeated, depth), (depth, *tensor.shape)
+                )
     return out
 
 

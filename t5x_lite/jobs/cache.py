@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-
 from t5x_lite import configuration, run_folder
 from t5x_lite.errors import UserError
 from t5x_lite.text_files import TextFiles

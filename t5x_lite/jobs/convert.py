@@ -1,6 +1,6 @@
 """Checkpoints in from and out to other systems, and between forms of this project's own.
 
-    source ── detected by content ── tensors by our names, read one at a time ── checked ── target, renamed into place
+source ── detected by content ── tensors by our names, read one at a time ── checked ── target, renamed into place
 """
 
 import dataclasses
@@ -8,9 +8,9 @@ import math
 import sys
 import time
 
-import gin
 from etils import epath
 
+import gin
 from t5x_lite import buckets, configuration, decoding, run_folder, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats, hugging_face_folder, native, t5x
@@ -91,10 +91,17 @@ def convert(
     if optimizer_state is None:
         optimizer_state = kind == formats.NATIVE
     if optimizer_state and kind not in (formats.NATIVE, formats.T5X):
-        raise UserError(f"{source} ({kind}) has no optimizer state that can be converted: leave out "
-                        "convert.optimizer_state")
-    kind, weights = formats.read(source, step=step, model=model, rules=assignment_map, vocabulary=vocabulary,
-                                 optimizer_state=optimizer_state and format in ("t5x_lite", "t5x"))
+        raise UserError(
+            f"{source} ({kind}) has no optimizer state that can be converted: leave out convert.optimizer_state"
+        )
+    kind, weights = formats.read(
+        source,
+        step=step,
+        model=model,
+        rules=assignment_map,
+        vocabulary=vocabulary,
+        optimizer_state=optimizer_state and format in ("t5x_lite", "t5x"),
+    )
     if scan_layers is not None:
         weights = dataclasses.replace(weights, config=dataclasses.replace(weights.config, scan_layers=scan_layers))
     if dtype is not None:
@@ -119,8 +126,9 @@ def convert(
         else:
             from t5x_lite.interop import stablehlo  # the only one that needs jax.export
 
-            stablehlo.write(unfinished, weights, input_length=input_length, target_length=target_length,
-                            decoder=decoder)
+            stablehlo.write(
+                unfinished, weights, input_length=input_length, target_length=target_length, decoder=decoder
+            )
     _say(f"convert: wrote {target} ({format}, {weights.config.param_dtype}) in {time.monotonic() - started:.1f} s")
     return 0
 

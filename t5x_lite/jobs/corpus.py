@@ -1,6 +1,6 @@
 """A C4-like corpus of crawl files.
 
-    WET or WARC files ── rules, on Beam ── shards ── metadata and report ── renamed into place
+WET or WARC files ── rules, on Beam ── shards ── metadata and report ── renamed into place
 """
 
 import dataclasses
@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-import gin
 from etils import epath
 
+import gin
 from t5x_lite import configuration, run_folder
 from t5x_lite.corpus import libraries, progress, report, runners, writing
 from t5x_lite.corpus.options import CorpusRules
@@ -89,8 +89,9 @@ def corpus(
             (work / part).mkdir(parents=True)
         place = pipeline.Place(os.fspath(work / "runs"), os.fspath(work / "marks"))
         on_disk = runner.here if group_on_disk is None else group_on_disk
-        layout = pipeline.Layout(os.fspath(work / "shards"), os.fspath(work / "summary.json"),
-                                 place if on_disk else None, per_split)
+        layout = pipeline.Layout(
+            os.fspath(work / "shards"), os.fspath(work / "summary.json"), place if on_disk else None, per_split
+        )
         with progress.Progress(place.marks, pipeline.steps(len(files))):
             summary = pipeline.run(files, choice, layout, runner)
         print(report.as_text(summary["tally"]))
@@ -101,11 +102,14 @@ def corpus(
         splits = _name_shards(work / "shards", unfinished, name, summary["shards"])
         about = {"input": f"{len(files):,} file(s), {size:,} bytes", **describe(choice)}
         writing.write_metadata(
-            os.fspath(unfinished), name, version, splits,
-            f"{variant}: made from crawl files by T5X-lite. " + "; ".join(f"{k}: {v}" for k, v in about.items()))
+            os.fspath(unfinished),
+            name,
+            version,
+            splits,
+            f"{variant}: made from crawl files by T5X-lite. " + "; ".join(f"{k}: {v}" for k, v in about.items()),
+        )
         totals = {split: (sum(n for n, _ in parts), sum(b for _, b in parts)) for split, parts in splits.items()}
-        (unfinished / REPORT).write_text(
-            report.as_html(f"{name}/{variant}:{version}", about, summary["tally"], totals))
+        (unfinished / REPORT).write_text(report.as_html(f"{name}/{variant}:{version}", about, summary["tally"], totals))
         work.rmtree()
     seconds = time.monotonic() - started
     for split, (pages, total) in totals.items():
@@ -116,8 +120,10 @@ def corpus(
 
 def describe(choice: CorpusRules) -> dict[str, str]:
     """The rules' numbers, in words for a report; of files the name alone."""
-    return {field.name: os.path.basename(value) if isinstance(value := getattr(choice, field.name), str) else str(value)
-            for field in dataclasses.fields(choice)}
+    return {
+        field.name: os.path.basename(value) if isinstance(value := getattr(choice, field.name), str) else str(value)
+        for field in dataclasses.fields(choice)
+    }
 
 
 def _name_shards(

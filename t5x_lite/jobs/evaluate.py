@@ -4,9 +4,9 @@ import functools
 import json
 from collections.abc import Sequence
 
-import gin
 from etils import epath
 
+import gin
 from t5x_lite import checkpoints, configuration, ensembles, monitor, run_folder, together
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
@@ -40,15 +40,18 @@ def evaluate(
     folders = ensembles.paths(model_dir, "MODEL_DIR")
     if len(folders) > 1:
         if output_dir is None or checkpoint != "latest":
-            raise UserError("several MODEL_DIRs are evaluated as one: set evaluate.output_dir, and instead of "
-                            "evaluate.checkpoint name a step's folder, MODEL_DIR/checkpoints/<step>")
+            raise UserError(
+                "several MODEL_DIRs are evaluated as one: set evaluate.output_dir, and instead of "
+                "evaluate.checkpoint name a step's folder, MODEL_DIR/checkpoints/<step>"
+            )
         chosen = [folders]
     else:
         steps = checkpoints.steps(folders[0])
         newest = checkpoints.find_step(folders[0])
         if checkpoint not in ("latest", "all") and checkpoint not in steps:
-            raise UserError(f"evaluate.checkpoint = {checkpoint!r}: use 'latest', 'all' or one of "
-                            f"{', '.join(map(str, steps))}")
+            raise UserError(
+                f"evaluate.checkpoint = {checkpoint!r}: use 'latest', 'all' or one of {', '.join(map(str, steps))}"
+            )
         wanted = steps if checkpoint == "all" else [newest.name if checkpoint == "latest" else checkpoint]
         chosen = [[str(newest.parent / str(step))] for step in wanted]
     main = together.first()
@@ -67,8 +70,10 @@ def evaluate(
             model, params, metas = ensembles.load(paths, partitioner)
             step = metas[0]["step"]
             if evaluator.vocabulary.vocab_size > model.config.vocab_size:
-                raise UserError(f"the tasks' vocabulary has {evaluator.vocabulary.vocab_size} ids, but the model of "
-                                f"{paths[0]} only {model.config.vocab_size}; use the vocabulary it was trained with")
+                raise UserError(
+                    f"the tasks' vocabulary has {evaluator.vocabulary.vocab_size} ids, but the model of "
+                    f"{paths[0]} only {model.config.vocab_size}; use the vocabulary it was trained with"
+                )
             if dry_run:
                 say(f"would evaluate {' and '.join(paths)}")
                 continue

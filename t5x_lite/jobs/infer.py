@@ -18,12 +18,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+import gin
 from t5x_lite import configuration, decoding, ensembles, text_io, together, vocabularies
 from t5x_lite.beam_search import EMPTY
 from t5x_lite.errors import UserError
@@ -107,22 +107,36 @@ def infer(
     for name, value, needed in (("choices", choices, "rank"), ("decoder_prefix", decoder_prefix, "predict")):
         if value and mode != needed:
             raise UserError(f'infer.{name} is for infer.mode="{needed}", not {mode!r}: drop one of them')
-    for name, value, least in (("batch_size", batch_size, 1), ("max_input_length", max_input_length, 2),
-                               ("max_target_length", max_target_length, 2)):
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("max_input_length", max_input_length, 2),
+        ("max_target_length", max_target_length, 2),
+    ):
         if value < least:
             raise UserError(f"infer.{name} must be at least {least}, not {value!r}")
     if together.several() and os.fspath(input) == text_io.STANDARD:
-        raise UserError("infer.input = -: several processes cannot read one standard input; give a file that all can "
-                        "read")
+        raise UserError(
+            "infer.input = -: several processes cannot read one standard input; give a file that all can read"
+        )
     decoder = decoder or decoding.Decoder()
     partitioner = (mesh or MeshConfig()).build()
     if batch_size % partitioner.batch_shards:
-        raise UserError(f"infer.batch_size={batch_size} cannot be divided over {partitioner.batch_shards} devices: "
-                        "make it a multiple, or change Mesh.shape")
-    source = text_io.TextInput(input, input_format, input_field, target_field, with_target=mode == "score",
-                               with_choices=mode == "rank" and choices is None)
-    if text_io.STANDARD not in (source.path, os.fspath(output)) and \
-            epath.Path(input).resolve() == epath.Path(output).resolve():
+        raise UserError(
+            f"infer.batch_size={batch_size} cannot be divided over {partitioner.batch_shards} devices: "
+            "make it a multiple, or change Mesh.shape"
+        )
+    source = text_io.TextInput(
+        input,
+        input_format,
+        input_field,
+        target_field,
+        with_target=mode == "score",
+        with_choices=mode == "rank" and choices is None,
+    )
+    if (
+        text_io.STANDARD not in (source.path, os.fspath(output))
+        and epath.Path(input).resolve() == epath.Path(output).resolve()
+    ):
         raise UserError(f"infer.output is the input {input}: name another")
     configuration.check_all_read()
 
@@ -131,16 +145,22 @@ def infer(
     model, params, metas = ensembles.load(paths, partitioner)
     if vocabulary is None:
         if not metas[0].get("vocabulary"):
-            raise UserError(f"{paths[0]} carries no vocabulary: set infer.vocabulary=@SentencePieceVocabulary() and "
-                            "SentencePieceVocabulary.path")
+            raise UserError(
+                f"{paths[0]} carries no vocabulary: set infer.vocabulary=@SentencePieceVocabulary() and "
+                "SentencePieceVocabulary.path"
+            )
         vocabulary = vocabularies.from_dict(metas[0]["vocabulary"])
     if vocabulary.vocab_size > model.config.vocab_size:
-        raise UserError(f"the vocabulary has {vocabulary.vocab_size} ids, but the model of {paths[0]} only "
-                        f"{model.config.vocab_size}: infer.vocabulary must be the one it was trained with")
+        raise UserError(
+            f"the vocabulary has {vocabulary.vocab_size} ids, but the model of {paths[0]} only "
+            f"{model.config.vocab_size}: infer.vocabulary must be the one it was trained with"
+        )
     prefix = vocabulary.encode(decoder_prefix or "")
     if len(prefix) >= decoder.max_length:
-        raise UserError(f"infer.decoder_prefix has {len(prefix)} tokens, which leaves none of Decoder.max_length="
-                        f"{decoder.max_length}: shorten it, or raise that")
+        raise UserError(
+            f"infer.decoder_prefix has {len(prefix)} tokens, which leaves none of Decoder.max_length="
+            f"{decoder.max_length}: shorten it, or raise that"
+        )
     if dry_run:
         count = sum(leaf.size for leaf in jax.tree.leaves(params if len(paths) == 1 else params[0]))
         lines = [partitioner.describe()]
@@ -149,8 +169,19 @@ def infer(
         if together.first():
             print("\n".join(lines))
         return 0
-    worker = _Worker(model, params, vocabulary, decoder, partitioner, mode, batch_size,
-                     max_input_length, max_target_length, prefix, choices)
+    worker = _Worker(
+        model,
+        params,
+        vocabulary,
+        decoder,
+        partitioner,
+        mode,
+        batch_size,
+        max_input_length,
+        max_target_length,
+        prefix,
+        choices,
+    )
 
     # 3. Where an earlier run stopped. Process 0 has the output, and tells the others how far it is.
     settings = {
@@ -158,8 +189,11 @@ def infer(
         "step": metas[0]["step"] if len(metas) == 1 else [meta["step"] for meta in metas],
         "vocabulary": _digest(vocabulary.to_dict()),
         "mode": mode,
-        **({f"Decoder.{k}": v for k, v in dataclasses.asdict(decoder).items()} if mode == "predict" else
-           {"max_target_length": max_target_length}),
+        **(
+            {f"Decoder.{k}": v for k, v in dataclasses.asdict(decoder).items()}
+            if mode == "predict"
+            else {"max_target_length": max_target_length}
+        ),
         "decoder_prefix": decoder_prefix or None,
         "choices": choices,
         "max_input_length": max_input_length,
@@ -199,8 +233,10 @@ def _skip_done(out, records, path: str, output: str) -> tuple[int, int]:
     for before in out.done():
         record = next(records, None)
         if record is None or not _made_from(before, record):
-            raise UserError(f"line {lines + 1} of {path} is not what {output}.partial was made from: start anew with "
-                            "infer.overwrite=True, or name another output")
+            raise UserError(
+                f"line {lines + 1} of {path} is not what {output}.partial was made from: start anew with "
+                "infer.overwrite=True, or name another output"
+            )
         lines += 1
         errors += "error" in before
     return lines, errors
@@ -244,8 +280,20 @@ class _Row:
 class _Worker:
     """Turns a window of records into output records, in the same order."""
 
-    def __init__(self, model, params, vocabulary, decoder, partitioner, mode, batch_size, max_input_length,
-                 max_target_length, prefix, choices):
+    def __init__(
+        self,
+        model,
+        params,
+        vocabulary,
+        decoder,
+        partitioner,
+        mode,
+        batch_size,
+        max_input_length,
+        max_target_length,
+        prefix,
+        choices,
+    ):
         self.params, self.vocabulary, self.partitioner, self.mode = params, vocabulary, partitioner, mode
         self.batch_size = batch_size
         self.max_input_length, self.max_target_length = max_input_length, max_target_length
@@ -254,8 +302,12 @@ class _Worker:
         if prefix:
             self._prefix = place(np.tile(np.array(prefix, np.int32), (batch_size, 1)), partitioner.batch)
         # What the programs depend on besides their arrays.
-        self._static = {"model": model, "eos_id": vocabulary.eos_id, "decoder": decoder,
-                        "rules": repr(partitioner.rules)}
+        self._static = {
+            "model": model,
+            "eos_id": vocabulary.eos_id,
+            "decoder": decoder,
+            "rules": repr(partitioner.rules),
+        }
 
     def __call__(self, records: list[text_io.Record], first_line: int) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = [{}] * len(records)
@@ -267,12 +319,12 @@ class _Worker:
                 out[place] = {"input": record.input, "error": str(e)}
         # Neighbours in length share a batch, so that little of it is padding.
         rows.sort(key=lambda row: (len(row.targets), max(map(len, row.targets), default=0), len(row.inputs)))
-        batches = [rows[i:i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         with self.partitioner.activate():
             results = [self._start(batch, first_line) for batch in batches]  # all are queued before one is waited for
         for batch, result in zip(batches, results, strict=True):
             ids, scores = fetch(result)
-            ids = [None] * len(batch) if ids is None else ids[:len(batch)].tolist()
+            ids = [None] * len(batch) if ids is None else ids[: len(batch)].tolist()
             for row, row_ids, score in zip(batch, ids, scores.tolist(), strict=False):
                 out[row.place] = self._finished(records[row.place], row, row_ids, score)
         return out
@@ -292,7 +344,7 @@ class _Worker:
         except UnicodeEncodeError as e:
             raise _Unusable(f"a lone surrogate at character {e.start + 1}") from e
         ids = self.vocabulary.encode(text)
-        return [*ids[:max_length - 1], self.vocabulary.eos_id], len(ids) > max_length - 1
+        return [*ids[: max_length - 1], self.vocabulary.eos_id], len(ids) > max_length - 1
 
     def _start(self, batch: list[_Row], first_line: int):
         """Queues a batch on the devices; (ids or None, scores), of arrays that may still be on their way."""
@@ -305,14 +357,13 @@ class _Worker:
         # A row is known by its line, so that sampling draws the same for it in any batch.
         places = [first_line + row.place for row in batch]
         places = np.array(places + [0] * (self.batch_size - len(batch)), np.int32)
-        return _predict(self.params, inputs, place(places, self.partitioner.batch), self._prefix,
-                        **self._static)
+        return _predict(self.params, inputs, place(places, self.partitioner.batch), self._prefix, **self._static)
 
     def _padded(self, rows: list[list[int]], max_length: int) -> jax.Array:
         """int32 [batch_size, n]: filled with empty rows, and n one of few lengths, so that few programs compile."""
         array = np.zeros((self.batch_size, bucket(max(map(len, rows)), max_length)), np.int32)
         for i, row in enumerate(rows):
-            array[i, :len(row)] = row
+            array[i, : len(row)] = row
         return place(array, self.partitioner.batch)
 
     def _padded_choices(self, batch: list[_Row]) -> jax.Array:
@@ -322,15 +373,16 @@ class _Worker:
         array = np.zeros((self.batch_size, c, t), np.int32)
         for i, row in enumerate(batch):
             for j, ids in enumerate(row.targets):
-                array[i, j, :len(ids)] = ids
+                array[i, j, : len(ids)] = ids
         return place(array, self.partitioner.batch)
 
-    def _finished(self, record: text_io.Record, row: _Row, ids: list | None,
-                  score: float | list[float]) -> dict[str, Any]:
+    def _finished(
+        self, record: text_io.Record, row: _Row, ids: list | None, score: float | list[float]
+    ) -> dict[str, Any]:
         """The output; ids and score are lists of several where a row has several sequences or choices."""
         scores = score if isinstance(score, list) else [score]
         if self.mode == "rank":
-            scores = scores[:len(row.targets)]
+            scores = scores[: len(row.targets)]
         if not all(map(math.isfinite, scores)):
             return {"input": record.input, "error": f"the score is {scores[0]}: the weights or dtype are unsound"}
         out: dict[str, Any] = {"input": record.input}
@@ -342,8 +394,9 @@ class _Worker:
             out |= {"prediction": (self.choices or record.choices)[best], "score": scores[best], "scores": scores}
         elif isinstance(score, list):
             # Beam search can find fewer than were asked for.
-            out["predictions"] = [{"text": self.vocabulary.decode(i), "score": s}
-                                  for i, s in zip(ids, scores, strict=True) if s > EMPTY]
+            out["predictions"] = [
+                {"text": self.vocabulary.decode(i), "score": s} for i, s in zip(ids, scores, strict=True) if s > EMPTY
+            ]
         else:
             out |= {"prediction": self.vocabulary.decode(ids), "score": score}
         if row.truncated:
@@ -368,8 +421,11 @@ class _Progress:
             return
         self._last = now
         fraction = self._source.fraction
-        _say(f"infer: {lines:,} lines" + ("" if fraction is None else f" ({fraction:.0%})")
-             + f", {(lines - self._first) / (now - self._start):.1f} lines/s")
+        _say(
+            f"infer: {lines:,} lines"
+            + ("" if fraction is None else f" ({fraction:.0%})")
+            + f", {(lines - self._first) / (now - self._start):.1f} lines/s"
+        )
 
 
 def bucket(length: int, longest: int | None, shortest: int = SHORTEST) -> int:
@@ -380,8 +436,11 @@ def bucket(length: int, longest: int | None, shortest: int = SHORTEST) -> int:
 
 def _made_from(out: dict[str, Any], record: text_io.Record) -> bool:
     """Whether an output record belongs to an input record (those with errors do not name the target)."""
-    return (out["input"] == record.input and out.get("target", record.target) == record.target
-            and tuple(out.get("choices", record.choices or ())) == (record.choices or ()))
+    return (
+        out["input"] == record.input
+        and out.get("target", record.target) == record.target
+        and tuple(out.get("choices", record.choices or ())) == (record.choices or ())
+    )
 
 
 def _digest(d: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The job `plan`: what a training run would need on hardware that is not here, before anyone pays for it.
 
-    gin files of the run ── its step, compiled for that hardware's devices ── memory, messages, the shortest time
+gin files of the run ── its step, compiled for that hardware's devices ── memory, messages, the shortest time
 """
 
 import contextlib
@@ -11,10 +11,10 @@ import math
 import os
 from collections.abc import Callable, Sequence
 
-import gin
 import jax
 from etils import epath
 
+import gin
 from t5x_lite import flops, monitor
 from t5x_lite.data import SeqioSource
 from t5x_lite.errors import UserError
@@ -65,8 +65,10 @@ def plan(
     """
     target = Hardware.parse(hardware)
     if save and not target.can_be_compiled_for:
-        raise UserError(f"--save: for {hardware} only an estimate is compiled, which no GPU can run; on the GPU host "
-                        "train keeps its own compiled step in compilation_cache.folder")
+        raise UserError(
+            f"--save: for {hardware} only an estimate is compiled, which no GPU can run; on the GPU host "
+            "train keeps its own compiled step in compilation_cache.folder"
+        )
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_platforms", "cpu")  # whatever this machine has, it is not asked
     if save:
@@ -77,13 +79,22 @@ def plan(
     if not isinstance(source, SeqioSource):
         raise UserError("plan needs SeqioSource as train.data, whose feature lengths say how large a batch is")
     lengths, devices = dict(source.feature_lengths), target.devices()
-    trainer = Trainer(Model(run["model"]), run["optimizer"], run["loss"], run["mesh"].build(devices),
-                      num_microbatches=run["num_microbatches"], trainable=run["trainable"])
+    trainer = Trainer(
+        Model(run["model"]),
+        run["optimizer"],
+        run["loss"],
+        run["mesh"].build(devices),
+        num_microbatches=run["num_microbatches"],
+        trainable=run["trainable"],
+    )
 
     def compiled(trainer: Trainer) -> dict:
         trainer.check_batch_size(run["batch_size"])
-        print(f"{trainer.partitioner.describe()}, remat {trainer.model.config.remat}, {trainer.num_microbatches} "
-              "microbatch(es): compiling ...", flush=True)
+        print(
+            f"{trainer.partitioner.describe()}, remat {trainer.model.config.remat}, {trainer.num_microbatches} "
+            "microbatch(es): compiling ...",
+            flush=True,
+        )
         program = compile_step(trainer, batch_shapes(trainer, run["batch_size"], lengths, source.packing))
         return summarize(target, trainer, run["batch_size"], lengths, program, mfu)
 
@@ -91,8 +102,10 @@ def plan(
         summary = best_of(target, trainer, run["mesh"], devices, run["batch_size"], lengths, compiled)
     else:
         for name, size in replicated(trainer).items():
-            print(f"note: {name}, {amount(size)}, is whole on every device: no rule of Mesh.rules shards it over this "
-                  "MESH")
+            print(
+                f"note: {name}, {amount(size)}, is whole on every device: no rule of Mesh.rules shards it over this "
+                "MESH"
+            )
         summary = compiled(trainer)
     print(describe(summary))
     if save:
@@ -102,8 +115,15 @@ def plan(
     return 0 if summary["fits"] else 1
 
 
-def best_of(hardware: Hardware, trainer: Trainer, mesh: MeshConfig, devices, batch_size: int, lengths: dict[str, int],
-            compiled: Callable[[Trainer], dict]) -> dict:
+def best_of(
+    hardware: Hardware,
+    trainer: Trainer,
+    mesh: MeshConfig,
+    devices,
+    batch_size: int,
+    lengths: dict[str, int],
+    compiled: Callable[[Trainer], dict],
+) -> dict:
     """Summary of the fastest way that fits, of those that were compiled, or of the last where none fits.
 
     Prints what was reckoned and what was compiled.
@@ -121,9 +141,14 @@ def best_of(hardware: Hardware, trainer: Trainer, mesh: MeshConfig, devices, bat
         summary = compiled(way.trainer(trainer, mesh, devices))
         if summary["fits"]:
             # What is sent is known now.
-            way = dataclasses.replace(way, estimate=dataclasses.replace(
-                way.estimate, memory=summary["peak"],
-                seconds={**way.estimate.seconds, **{k: summary["seconds"][k] for k in ("links", "network")}}))
+            way = dataclasses.replace(
+                way,
+                estimate=dataclasses.replace(
+                    way.estimate,
+                    memory=summary["peak"],
+                    seconds={**way.estimate.seconds, **{k: summary["seconds"][k] for k in ("links", "network")}},
+                ),
+            )
             fitting.append((way, {**summary, "flags": way.flags}))
         tried.append(way)
         if len(fitting) == WANTED or len(tried) == MOST_COMPILED:
@@ -139,12 +164,32 @@ def best_of(hardware: Hardware, trainer: Trainer, mesh: MeshConfig, devices, bat
 
 
 def reckoned(ways: Sequence[Way], title: str) -> monitor.Table:
-    table = monitor.Table(["data", "fsdp", "tensor", "remat", "microbatches", "memory", "step ms", "compute", "memory",
-                           "links", "network"], title=title)
+    table = monitor.Table(
+        [
+            "data",
+            "fsdp",
+            "tensor",
+            "remat",
+            "microbatches",
+            "memory",
+            "step ms",
+            "compute",
+            "memory",
+            "links",
+            "network",
+        ],
+        title=title,
+    )
     for way in ways:
         seconds = (f"{1e3 * second:,.0f}" for second in way.estimate.seconds.values())
-        table.add(*way.mesh.values(), way.remat, way.num_microbatches, amount(way.estimate.memory),
-                  f"{1e3 * way.estimate.step:,.0f}", *seconds)
+        table.add(
+            *way.mesh.values(),
+            way.remat,
+            way.num_microbatches,
+            amount(way.estimate.memory),
+            f"{1e3 * way.estimate.step:,.0f}",
+            *seconds,
+        )
     return table
 
 
@@ -157,8 +202,10 @@ def run_of_the_gin_files() -> dict:
     bound = gin.get_bindings(TRAIN, resolve_references=False)
     missing = [name for name in ("model", "optimizer", "data", "batch_size") if name not in bound]
     if missing:
-        raise UserError(f"plan: the gin files bind no train.{', train.'.join(missing)}; give those of the run, such as "
-                        "--gin_file=models/t5_1_1/xxl.gin --gin_file=runs/pretrain.gin")
+        raise UserError(
+            f"plan: the gin files bind no train.{', train.'.join(missing)}; give those of the run, such as "
+            "--gin_file=models/t5_1_1/xxl.gin --gin_file=runs/pretrain.gin"
+        )
     values = {}
     for name in ("model", "optimizer", "data", "batch_size", *OPTIONAL):
         if name not in bound:
@@ -178,5 +225,6 @@ def replicated(trainer: Trainer) -> dict[str, int]:
     sizes = {name: math.prod(x.shape) * x.dtype.itemsize for name, x in shapes.items()}
     large = sum(sizes.values()) / 100
     sharded = math.prod(trainer.partitioner.mesh.shape[axis] for axis in ("fsdp", "tensor")) > 1
-    return {name: size for name, size in sizes.items()
-            if sharded and size >= large and shardings[name].is_fully_replicated}
+    return {
+        name: size for name, size in sizes.items() if sharded and size >= large and shardings[name].is_fully_replicated
+    }

@@ -2,20 +2,16 @@
 
 from collections.abc import Sequence
 
-import gin
 from etils import epath
 
+import gin
 from t5x_lite import configuration
 from t5x_lite.errors import UserError
 from t5x_lite.report import page, runs
 
 
 @gin.configurable("report", module="t5x_lite")
-def report(
-    model_dirs: str | Sequence[str] = (),
-    output: str = "report.html",
-    title: str | None = None,
-) -> int:
+def report(model_dirs: str | Sequence[str] = (), output: str = "report.html", title: str | None = None) -> int:
     """Writes one HTML file that needs no network and no other file.
 
     It has each run's losses, metrics and speed over its steps, beside those of the others; the best checkpoint by each

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 from etils import epath
 
+import gin
 from t5x_lite import checkpoints, configuration, gin_files, plots
 from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.jobs.evaluate import evaluate
@@ -49,8 +49,10 @@ def study(
     """
     asked = [name for name, value in (("table", table), ("row", row), ("experiment", experiment)) if value is not None]
     if len(asked) != 1:
-        raise UserError("study takes one of --table=6, --row=T6-25 and --gin_file=study/miniature.gin, not "
-                        + (" and ".join(asked) or "none of them"))
+        raise UserError(
+            "study takes one of --table=6, --row=T6-25 and --gin_file=study/miniature.gin, not "
+            + (" and ".join(asked) or "none of them")
+        )
     configuration.check_all_read()
     top = epath.Path(runs if "://" in runs else os.path.abspath(runs))
     if table is not None:
@@ -65,8 +67,10 @@ def study(
     else:
         # All recipes first: a mistake in the last row should not come up after hours. Then seed by seed, so that what
         # is there after an interruption can be compared.
-        recipes = [load(name, experiment.scale, experiment.corpus, experiment.overrides)
-                   for name in dict.fromkeys(experiment.rows.values())]
+        recipes = [
+            load(name, experiment.scale, experiment.corpus, experiment.overrides)
+            for name in dict.fromkeys(experiment.rows.values())
+        ]
         todo = [(recipe, run) for recipe in recipes for run in experiments.runs(experiment, recipe.row)]
         for recipe, run in sorted(todo, key=lambda one: one[1].bindings["RANDOM_SEED"]):
             execute(recipe, run, top, experiment.parts, dry_run)
@@ -132,8 +136,9 @@ def _check_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> None:
         if "." in name:
             configuration.parse([], [configuration.Binding(name, _text(value), f"study.overrides, {name}")])
         elif name not in used:
-            raise UserError(f"study.overrides: {recipe.row.name} has no use for {name}"
-                            f"{did_you_mean(nearest(name, used))}")
+            raise UserError(
+                f"study.overrides: {recipe.row.name} has no use for {name}{did_you_mean(nearest(name, used))}"
+            )
 
 
 def _macros(recipe: Recipe, stage: str) -> set[str]:
@@ -172,12 +177,16 @@ def execute(recipe: Recipe, run: Run, top: epath.Path, parts: Sequence[tuple[str
         return
     macros = _macros(recipe, run.stage)
     values = {name: value for name, value in _values(recipe, run, top, parts).items() if "." in name or name in macros}
-    text = (f"# Recorded by t5x-lite study. Run it again: {command}\n"
-            + "".join(f"include '{name}'\n" for name in recipe.files(run.stage)) + "\n"
-            + "".join(f"{name} = {_text(value)}\n" for name, value in values.items()))
+    text = (
+        f"# Recorded by t5x-lite study. Run it again: {command}\n"
+        + "".join(f"include '{name}'\n" for name in recipe.files(run.stage))
+        + "\n"
+        + "".join(f"{name} = {_text(value)}\n" for name, value in values.items())
+    )
     if file.exists() and file.read_text() != text:
-        raise UserError(f"{file} is of other settings than asked for now: name another folder with --runs, or remove "
-                        "it")
+        raise UserError(
+            f"{file} is of other settings than asked for now: name another folder with --runs, or remove it"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     parsed = configuration.parse([str(file)], root=f"t5x_lite.{ROOTS[job].__name__}")

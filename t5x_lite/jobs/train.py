@@ -5,11 +5,11 @@ import functools
 import math
 import time
 
-import gin
 import jax
 import numpy as np
 from etils import epath
 
+import gin
 from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, run_folder, together
 from t5x_lite.data import Batches, NpzSource, SeqioSource
 from t5x_lite.errors import UserError
@@ -120,8 +120,10 @@ def train(
         # Refused now where there is none, not after the data was opened.
         foreign = bool(initial_checkpoint_path) and checkpoints.is_foreign(initial_checkpoint_path)
         if foreign and save_only_trained:
-            raise UserError(f"train.save_only_trained: {initial_checkpoint_path} is another system's checkpoint, which "
-                            "this run's cannot stand on; bring it in with t5x-lite convert first")
+            raise UserError(
+                f"train.save_only_trained: {initial_checkpoint_path} is another system's checkpoint, which "
+                "this run's cannot stand on; bring it in with t5x-lite convert first"
+            )
 
         # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
         main = together.first()
@@ -161,7 +163,10 @@ def train(
         base = None
         standing = Standing(None, np.zeros((data.num_streams, 2), np.int64), Watch(health or Health()))
         restored = checkpointer.restore(
-            trainer.abstract_state, shardings, {"positions": standing.positions}, warn=say,
+            trainer.abstract_state,
+            shardings,
+            {"positions": standing.positions},
+            warn=say,
             check=lambda meta: run_folder.check_unchanged(meta, meaning, bindings, allow_config_change, say),
         )
         if restored:
@@ -175,7 +180,10 @@ def train(
             state = trainer.init()
             if initial_checkpoint_path:
                 state, first = checkpoints.initialise(
-                    initial_checkpoint_path, state, shardings, restore_optimizer_state=restore_optimizer_state,
+                    initial_checkpoint_path,
+                    state,
+                    shardings,
+                    restore_optimizer_state=restore_optimizer_state,
                     may_lack=trainer.model.added_paths,
                 )
                 source = None if foreign else checkpoints.find_step(initial_checkpoint_path, first)
@@ -209,25 +217,37 @@ def train(
         journal = monitor.Journal(model_dir, enabled=main)
         journal.add(f"started: step {start} of {train_steps}, {partitioner.describe()}")
         progress = until_the_end.enter_context(
-            monitor.Progress(train_steps, start, enabled=main, started=started, keep=journal.add))
+            monitor.Progress(train_steps, start, enabled=main, started=started, keep=journal.add)
+        )
         writer = until_the_end.enter_context(
             monitor.MetricsWriter(model_dir, resume_step=start, enabled=main, say=progress.note)
         )
         batches = until_the_end.enter_context(
             Batches(blocks, data.num_streams, batch_size, partitioner.batch, standing.positions)
         )
+
         def sleep(seconds: float) -> None:
             with notice.interruptible():
                 time.sleep(seconds)
 
         loop = Loop(
             trainer=trainer,
-            calendar=Calendar(train_steps, log_every, save_every, evaluate_every, early_stopping_metric,
-                              early_stopping_patience),
-            standing=standing, folder=folder, meta=meta, only=own if base else None, batches=batches,
-            evaluator=evaluator, checkpointer=checkpointer,
+            calendar=Calendar(
+                train_steps, log_every, save_every, evaluate_every, early_stopping_metric, early_stopping_patience
+            ),
+            standing=standing,
+            folder=folder,
+            meta=meta,
+            only=own if base else None,
+            batches=batches,
+            evaluator=evaluator,
+            checkpointer=checkpointer,
             saver=Saver(checkpointer, retry or Retry(), progress.note, sleep=sleep),
-            writer=writer, progress=progress, watchdog=watchdog, notice=notice, peak=peak * jax.device_count(),
+            writer=writer,
+            progress=progress,
+            watchdog=watchdog,
+            notice=notice,
+            peak=peak * jax.device_count(),
         )
         loop.run()
         progress.close()
@@ -253,8 +273,10 @@ def _count(params) -> int:
 
 def _check_vocabulary(vocabulary, model: T5Config) -> None:
     if vocabulary is not None and vocabulary.vocab_size > model.vocab_size:
-        raise UserError(f"the vocabulary has {vocabulary.vocab_size} ids, but T5Config.vocab_size = {model.vocab_size}; "
-                        f"set T5Config.vocab_size to {-(-vocabulary.vocab_size // 128) * 128}")
+        raise UserError(
+            f"the vocabulary has {vocabulary.vocab_size} ids, but T5Config.vocab_size = {model.vocab_size}; "
+            f"set T5Config.vocab_size to {-(-vocabulary.vocab_size // 128) * 128}"
+        )
 
 
 def _at_step(state: TrainState, step: int, shardings: TrainState) -> TrainState:

@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-import gin
 from etils import epath
 
+import gin
 from t5x_lite import configuration
 from t5x_lite.errors import UserError, did_you_mean, first_line, nearest
 from t5x_lite.text_files import TextFiles
@@ -88,15 +88,20 @@ def vocabulary(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as e:
-        raise UserError(f"no vocabulary of {counts['characters']:,} characters of {task}: {first_line(e)}; set "
-                        "vocabulary.size, or give more text") from e
+        raise UserError(
+            f"no vocabulary of {counts['characters']:,} characters of {task}: {first_line(e)}; set "
+            "vocabulary.size, or give more text"
+        ) from e
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.parent / f".{target.name}.unfinished-{os.getpid()}"
     unfinished.write_bytes(model.getvalue())
     unfinished.rename(target)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    print(f"vocabulary: {output}: {pieces:,} pieces, of {counts['texts']:,} texts with {counts['characters']:,} "
-          "characters", file=sys.stderr)
+    print(
+        f"vocabulary: {output}: {pieces:,} pieces, of {counts['texts']:,} texts with {counts['characters']:,} "
+        "characters",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -114,6 +119,7 @@ def _lines(tasks, split: str, field: str, characters: int, seed: int, counts: di
 
 def _text(record: Mapping[str, object], field: str) -> str:
     if field not in record:
-        raise UserError(f"vocabulary.field = {field!r}{did_you_mean(nearest(field, record))}: the records have "
-                        f"{', '.join(record)}")
+        raise UserError(
+            f"vocabulary.field = {field!r}{did_you_mean(nearest(field, record))}: the records have {', '.join(record)}"
+        )
     return record[field].decode("utf-8")

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import gin
-
 from t5x_lite.errors import UserError
 from t5x_lite.models import finetuning_config
 
@@ -97,17 +96,23 @@ class T5Config:
         _one_of("remat", self.remat, REMAT_POLICIES)
         _one_of("attention", self.attention, ATTENTIONS)
         if self.attention == "tiles" and not self.attention_fits_tiles:
-            raise UserError('T5Config.attention = "tiles" needs a head_dim of 16, 32, 64 or 128, not '
-                            f'{self.head_dim}; set T5Config.attention = "arrays"')
+            raise UserError(
+                'T5Config.attention = "tiles" needs a head_dim of 16, 32, 64 or 128, not '
+                f'{self.head_dim}; set T5Config.attention = "arrays"'
+            )
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("param_dtype", self.param_dtype, DTYPES)
         _one_of("architecture", self.architecture, ARCHITECTURES)
         if self.is_language_model and (self.num_encoder_layers or self.shared_stacks):
-            raise UserError(f"T5Config.architecture = {self.architecture!r} has no encoder: set "
-                            "T5Config.num_encoder_layers = 0 and T5Config.shared_stacks = False")
+            raise UserError(
+                f"T5Config.architecture = {self.architecture!r} has no encoder: set "
+                "T5Config.num_encoder_layers = 0 and T5Config.shared_stacks = False"
+            )
         if self.shared_stacks and self.num_encoder_layers != self.num_decoder_layers:
-            raise UserError("T5Config.shared_stacks needs as many encoder as decoder layers, not "
-                            f"{self.num_encoder_layers} and {self.num_decoder_layers}")
+            raise UserError(
+                "T5Config.shared_stacks needs as many encoder as decoder layers, not "
+                f"{self.num_encoder_layers} and {self.num_decoder_layers}"
+            )
         if self.is_language_model and self.prompt is not None:
             raise UserError("T5Config.prompt stands before an encoder's input: a language model has none")
         finetuning_config.check(vars(self))

@@ -106,7 +106,9 @@ class Encoder(Stack):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         super().__init__(
             lambda r: extend(EncoderLayer(config, rngs=r), config, "encoder/layers", rngs=r),
-            config.num_encoder_layers, config, rngs=rngs,
+            config.num_encoder_layers,
+            config,
+            rngs=rngs,
         )
         self.rate = config.dropout_rate
         self.relpos_bias = None if config.relpos_per_layer else att.RelativePositionBias(config, rngs=rngs)
@@ -132,7 +134,9 @@ class Decoder(Stack):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         super().__init__(
             lambda r: extend(DecoderLayer(config, rngs=r), config, "decoder/layers", rngs=r),
-            config.num_decoder_layers, config, rngs=rngs,
+            config.num_decoder_layers,
+            config,
+            rngs=rngs,
         )
         self.rate = config.dropout_rate
         # As in Mesh TensorFlow, whose prefix language model is not "fully autoregressive" and so tells sides apart.
@@ -273,8 +277,13 @@ class EncoderDecoder(Transformer):
         q, length = tokens.shape[1], cache["self"][0].shape[3]
         mask = jnp.arange(length) <= index + jnp.arange(q)[:, None]
         hidden, self_cache = self.decoder.step(
-            self.embed(tokens), cache["self"], index, mask[None, None],
-            lambda table: table.rows(index, q, length, bidirectional=False), cache["cross"], cache["cross_mask"],
+            self.embed(tokens),
+            cache["self"],
+            index,
+            mask[None, None],
+            lambda table: table.rows(index, q, length, bidirectional=False),
+            cache["cross"],
+            cache["cross_mask"],
         )
         return hidden, {**cache, "self": self_cache}
 

@@ -98,8 +98,10 @@ class Prompt(nnx.Module):
           UserError: packed rows, whose examples would have to share one prompt.
         """
         if segments is not None:
-            raise UserError("T5Config.prompt does not go with packed rows; set SeqioSource.packing = False, or leave "
-                            "out encoder_segment_ids")
+            raise UserError(
+                "T5Config.prompt does not go with packed rows; set SeqioSource.packing = False, or leave "
+                "out encoder_segment_ids"
+            )
         p, d = self.embedding[...].shape
         prompt = jnp.broadcast_to(self.embedding[...].astype(x.dtype), (x.shape[0], p, d))
         return constrain(jnp.concatenate([prompt, x], axis=1), "batch", "length", "activation")

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-
 from t5x_lite.errors import UserError
 
 ADAPTED_BLOCKS = ("attention", "mlp")
@@ -148,8 +147,10 @@ def check_kernels(lora: LoRA | None, paths: Sequence[str]) -> None:
     changed = [as_scanned(p).removesuffix("lora_a") + "kernel" for p in paths if p.endswith("/lora_a")]
     for pattern in lora.kernels if lora else ():
         if not any(re.fullmatch(pattern, kernel) for kernel in changed):
-            raise UserError(f"LoRA.kernels: {pattern!r} matches no kernel of a layer; paths are such as "
-                            "encoder/layers/attention/query/kernel")
+            raise UserError(
+                f"LoRA.kernels: {pattern!r} matches no kernel of a layer; paths are such as "
+                "encoder/layers/attention/query/kernel"
+            )
 
 
 def to_dict(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,8 +62,11 @@ def _attention(queries, keys, values, bias, query_ids, key_ids, causal: bool):
 
 def _forward(queries, keys, values, bias, query_ids, key_ids, causal):
     some = () if bias is None else (bias,)
-    run = by_axes(functools.partial(_forward_tiles, causal), (BATCHED,) * 3 + (IDS,) * 2 + (BIAS,) * len(some),
-                  (BATCHED, SUMS, SUMS))
+    run = by_axes(
+        functools.partial(_forward_tiles, causal),
+        (BATCHED,) * 3 + (IDS,) * 2 + (BIAS,) * len(some),
+        (BATCHED, SUMS, SUMS),
+    )
     mixed, highest, inverse = run(queries, keys, values, query_ids, key_ids, *some)
     return mixed, (queries, keys, values, bias, query_ids, key_ids, mixed, highest, inverse)
 
@@ -75,9 +78,12 @@ def _backward(causal, saved, gradient):
     # Keys that nobody sees have no gradient: their weights are 0, but for queries that see nothing at all.
     sees = jnp.where(highest > MASKED, inverse, 0.0)
     some = () if bias is None else (bias,)
-    run = by_axes(functools.partial(_backward_tiles, causal),
-                  (BATCHED,) * 4 + (SUMS,) * 4 + (IDS,) * 2 + (BIAS,) * len(some),
-                  (BATCHED,) * 3 + (BIAS,) * len(some), summed=3)
+    run = by_axes(
+        functools.partial(_backward_tiles, causal),
+        (BATCHED,) * 4 + (SUMS,) * 4 + (IDS,) * 2 + (BIAS,) * len(some),
+        (BATCHED,) * 3 + (BIAS,) * len(some),
+        summed=3,
+    )
     gradients = run(queries, keys, values, gradient, highest, sees, shares, inverse, query_ids, key_ids, *some)
     return *gradients[:3], (gradients[3] if some else None), None, None
 
@@ -96,13 +102,23 @@ def _forward_tiles(causal, queries, keys, values, query_ids, key_ids, bias=None)
     whole_q, whole_m = queries.shape[1], keys.shape[1]
     own, whole, sums = _some(rows, k), _all(whole_m, k), pl.BlockSpec((None, None, rows), lambda i, h, b: (b, h, i))
     mixed, highest, inverse = _call(
-        functools.partial(_forward_kernel, _Tiles(rows, columns, m, causal)), FORWARD, "attention_forward",
+        functools.partial(_forward_kernel, _Tiles(rows, columns, m, causal)),
+        FORWARD,
+        "attention_forward",
         grid=(whole_q // rows, h, b),
-        in_specs=[own, whole, whole, _some_ids(rows), _all_ids(whole_m),
-                  *[pl.BlockSpec((None, rows, whole_m), lambda i, h, b: (h, i, 0)) for _ in bias]],
+        in_specs=[
+            own,
+            whole,
+            whole,
+            _some_ids(rows),
+            _all_ids(whole_m),
+            *[pl.BlockSpec((None, rows, whole_m), lambda i, h, b: (h, i, 0)) for _ in bias],
+        ],
         out_specs=[own, sums, sums],
-        out_shape=[jax.ShapeDtypeStruct(queries.shape, values.dtype),
-                   *[jax.ShapeDtypeStruct((b, h, whole_q), jnp.float32)] * 2],
+        out_shape=[
+            jax.ShapeDtypeStruct(queries.shape, values.dtype),
+            *[jax.ShapeDtypeStruct((b, h, whole_q), jnp.float32)] * 2,
+        ],
     )(queries, keys, values, query_ids, key_ids, *bias)
     return mixed[:, :q], highest[:, :, :q], inverse[:, :, :q]
 
@@ -122,10 +138,20 @@ def _backward_keys(causal, *arrays):
     m = keys.shape[1]
     own, whole, sums = _some(tiles.columns, k), _all(q, k), pl.BlockSpec((None, None, q), lambda j, h, b: (b, h, 0))
     d_keys, d_values = _call(
-        functools.partial(_backward_keys_kernel, tiles), BACKWARD_KEYS, "attention_backward_keys",
+        functools.partial(_backward_keys_kernel, tiles),
+        BACKWARD_KEYS,
+        "attention_backward_keys",
         grid=(m // tiles.columns, h, b),
-        in_specs=[whole, own, own, whole, *[sums] * 4, _all_ids(q), _some_ids(tiles.columns),
-                  *[pl.BlockSpec((None, q, tiles.columns), lambda j, h, b: (h, 0, j)) for _ in bias]],
+        in_specs=[
+            whole,
+            own,
+            own,
+            whole,
+            *[sums] * 4,
+            _all_ids(q),
+            _some_ids(tiles.columns),
+            *[pl.BlockSpec((None, q, tiles.columns), lambda j, h, b: (h, 0, j)) for _ in bias],
+        ],
         out_specs=[own, own],
         out_shape=[jax.ShapeDtypeStruct(keys.shape, keys.dtype), jax.ShapeDtypeStruct(values.shape, values.dtype)],
     )(*arrays, *bias)
@@ -140,11 +166,22 @@ def _backward_queries(causal, *arrays):
     own, whole = _some(tiles.rows, k), _all(m, k)
     sums = pl.BlockSpec((None, None, tiles.rows), lambda i, h, b: (b, h, i))
     d_queries = _call(
-        functools.partial(_backward_queries_kernel, tiles), BACKWARD_QUERIES, "attention_backward_queries",
+        functools.partial(_backward_queries_kernel, tiles),
+        BACKWARD_QUERIES,
+        "attention_backward_queries",
         grid=(q // tiles.rows, h, b),
-        in_specs=[own, whole, whole, own, *[sums] * 3, _some_ids(tiles.rows), _all_ids(m),
-                  *[pl.BlockSpec((None, tiles.rows, m), lambda i, h, b: (h, i, 0)) for _ in bias]],
-        out_specs=own, out_shape=jax.ShapeDtypeStruct(queries.shape, queries.dtype),
+        in_specs=[
+            own,
+            whole,
+            whole,
+            own,
+            *[sums] * 3,
+            _some_ids(tiles.rows),
+            _all_ids(m),
+            *[pl.BlockSpec((None, tiles.rows, m), lambda i, h, b: (h, i, 0)) for _ in bias],
+        ],
+        out_specs=own,
+        out_shape=jax.ShapeDtypeStruct(queries.shape, queries.dtype),
     )(*arrays[:7], *arrays[8:], *bias)
     return d_queries[:, :n]
 
@@ -157,12 +194,20 @@ def _backward_bias(causal, *arrays):
     by_column = pl.BlockSpec((b, tiles.columns, None, k), lambda i, j, h: (0, j, h, 0))
     sums = pl.BlockSpec((b, None, tiles.rows), lambda i, j, h: (0, h, i))
     d_scores = _call(
-        functools.partial(_backward_bias_kernel, tiles, b), BACKWARD_BIAS, "attention_backward_bias",
+        functools.partial(_backward_bias_kernel, tiles, b),
+        BACKWARD_BIAS,
+        "attention_backward_bias",
         grid=(q // tiles.rows, m // tiles.columns, h),
-        in_specs=[by_row, by_column, by_column, by_row, *[sums] * 3,
-                  pl.BlockSpec((b, tiles.rows), lambda i, j, h: (0, i)),
-                  pl.BlockSpec((b, tiles.columns), lambda i, j, h: (0, j)),
-                  pl.BlockSpec((None, tiles.rows, tiles.columns), lambda i, j, h: (h, i, j))],
+        in_specs=[
+            by_row,
+            by_column,
+            by_column,
+            by_row,
+            *[sums] * 3,
+            pl.BlockSpec((b, tiles.rows), lambda i, j, h: (0, i)),
+            pl.BlockSpec((b, tiles.columns), lambda i, j, h: (0, j)),
+            pl.BlockSpec((None, tiles.rows, tiles.columns), lambda i, j, h: (h, i, j)),
+        ],
         out_specs=pl.BlockSpec((None, tiles.rows, tiles.columns), lambda i, j, h: (h, i, j)),
         out_shape=jax.ShapeDtypeStruct((h, q, m), jnp.float32),
     )(*arrays[:7], *arrays[8:], *bias)
@@ -170,6 +215,7 @@ def _backward_bias(causal, *arrays):
 
 
 # ---- kernels ----
+
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
@@ -253,8 +299,20 @@ def _forward_kernel(tiles, q_ref, k_ref, v_ref, query_ids_ref, key_ids_ref, *ref
     inverse_ref[...] = inverse
 
 
-def _backward_keys_kernel(tiles, q_ref, k_ref, v_ref, gradient_ref, highest_ref, sees_ref, shares_ref, inverse_ref,
-                          query_ids_ref, key_ids_ref, *refs):
+def _backward_keys_kernel(
+    tiles,
+    q_ref,
+    k_ref,
+    v_ref,
+    gradient_ref,
+    highest_ref,
+    sees_ref,
+    shares_ref,
+    inverse_ref,
+    query_ids_ref,
+    key_ids_ref,
+    *refs,
+):
     *bias, d_keys_ref, d_values_ref = refs
     keys, values, key_ids, ones = k_ref[...], v_ref[...], key_ids_ref[...], tiles.ones(k_ref.dtype)
     column = tiles.column(pl.program_id(0))[:, None]  # tiles lie the other way: so no product needs a turned one
@@ -264,8 +322,14 @@ def _backward_keys_kernel(tiles, q_ref, k_ref, v_ref, gradient_ref, highest_ref,
         place, row = pl.ds(i * tiles.rows, tiles.rows), tiles.row(i)[None, :]
         queries, gradient = q_ref[place, :], gradient_ref[place, :]
         exponentials, d_scores = tiles.backward(
-            (keys, values), (queries, gradient), [x[place][None, :] for x in (highest_ref, sees_ref, shares_ref)],
-            (key_ids, query_ids_ref[place]), row, column, [triton.dot(ones, ref[place, :].T) for ref in bias])
+            (keys, values),
+            (queries, gradient),
+            [x[place][None, :] for x in (highest_ref, sees_ref, shares_ref)],
+            (key_ids, query_ids_ref[place]),
+            row,
+            column,
+            [triton.dot(ones, ref[place, :].T) for ref in bias],
+        )
         weights = exponentials * inverse_ref[place][None, :]
         d_values += triton.dot(weights.astype(gradient.dtype), gradient)
         return d_keys + triton.dot(d_scores.astype(queries.dtype), queries), d_values
@@ -276,8 +340,9 @@ def _backward_keys_kernel(tiles, q_ref, k_ref, v_ref, gradient_ref, highest_ref,
     d_values_ref[...] = d_values.astype(d_values_ref.dtype)
 
 
-def _backward_queries_kernel(tiles, q_ref, k_ref, v_ref, gradient_ref, highest_ref, sees_ref, shares_ref,
-                             query_ids_ref, key_ids_ref, *refs):
+def _backward_queries_kernel(
+    tiles, q_ref, k_ref, v_ref, gradient_ref, highest_ref, sees_ref, shares_ref, query_ids_ref, key_ids_ref, *refs
+):
     *bias, d_queries_ref = refs
     queries, gradient, query_ids, ones = q_ref[...], gradient_ref[...], query_ids_ref[...], tiles.ones(q_ref.dtype)
     sums = [ref[...][:, None] for ref in (highest_ref, sees_ref, shares_ref)]
@@ -286,8 +351,15 @@ def _backward_queries_kernel(tiles, q_ref, k_ref, v_ref, gradient_ref, highest_r
     def body(j, d_queries):
         place, column = pl.ds(j * tiles.columns, tiles.columns), tiles.column(j)[None, :]
         keys, ids = k_ref[place, :], (query_ids, key_ids_ref[place])
-        _, d_scores = tiles.backward((queries, gradient), (keys, v_ref[place, :]), sums, ids, row, column,
-                                     [triton.dot(ref[:, place], ones) for ref in bias])
+        _, d_scores = tiles.backward(
+            (queries, gradient),
+            (keys, v_ref[place, :]),
+            sums,
+            ids,
+            row,
+            column,
+            [triton.dot(ref[:, place], ones) for ref in bias],
+        )
         return d_queries + triton.dot(d_scores.astype(keys.dtype), keys)
 
     zeros = jnp.zeros(queries.shape, jnp.float32)
@@ -295,15 +367,35 @@ def _backward_queries_kernel(tiles, q_ref, k_ref, v_ref, gradient_ref, highest_r
     d_queries_ref[...] = d_queries.astype(d_queries_ref.dtype)
 
 
-def _backward_bias_kernel(tiles, b, q_ref, k_ref, v_ref, gradient_ref, highest_ref, sees_ref, shares_ref,
-                          query_ids_ref, key_ids_ref, bias_ref, d_scores_ref):
+def _backward_bias_kernel(
+    tiles,
+    b,
+    q_ref,
+    k_ref,
+    v_ref,
+    gradient_ref,
+    highest_ref,
+    sees_ref,
+    shares_ref,
+    query_ids_ref,
+    key_ids_ref,
+    bias_ref,
+    d_scores_ref,
+):
     row, column = tiles.row(pl.program_id(0))[:, None], tiles.column(pl.program_id(1))[None, :]
     bias = bias_ref[...].astype(jnp.float32)
 
     def body(r, total):
         sums = [ref[r][:, None] for ref in (highest_ref, sees_ref, shares_ref)]
-        _, d_scores = tiles.backward((q_ref[r], gradient_ref[r]), (k_ref[r], v_ref[r]), sums,
-                                     (query_ids_ref[r], key_ids_ref[r]), row, column, [bias])
+        _, d_scores = tiles.backward(
+            (q_ref[r], gradient_ref[r]),
+            (k_ref[r], v_ref[r]),
+            sums,
+            (query_ids_ref[r], key_ids_ref[r]),
+            row,
+            column,
+            [bias],
+        )
         return total + d_scores
 
     d_scores_ref[...] = jax.lax.fori_loop(0, b, body, jnp.zeros(d_scores_ref.shape, jnp.float32))
@@ -311,10 +403,14 @@ def _backward_bias_kernel(tiles, b, q_ref, k_ref, v_ref, gradient_ref, highest_r
 
 # ---- how the kernels are called ----
 
+
 def _call(kernel, settings, name: str, **specs):
     _, _, warps, stages = settings
     return pl.pallas_call(
-        kernel, **specs, name=name, interpret=jax.default_backend() != "gpu",
+        kernel,
+        **specs,
+        name=name,
+        interpret=jax.default_backend() != "gpu",
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=stages),
     )
 

@@ -65,7 +65,10 @@ class LanguageModel(Transformer):
         mask = jnp.pad(before, ((0, 0), (0, total - first)))[:, None, :] | written
         positions = jnp.where(slots < first, slots, slots - first + lengths)
         hidden, self_cache = self.decoder.step(
-            self.embed(tokens), cache["self"], first + index, mask[:, None],
+            self.embed(tokens),
+            cache["self"],
+            first + index,
+            mask[:, None],
             lambda table: table.between(lengths + targets, positions, total, self.decoder.bidirectional),
         )
         return hidden, {**cache, "self": self_cache}
@@ -80,8 +83,10 @@ def concatenated(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
       UserError: packed rows, of which only inputs or targets could be kept together.
     """
     if "encoder_segment_ids" in batch:
-        raise UserError("rows packed for an encoder-decoder cannot be read by a language model: give unpacked rows, or "
-                        "rows packed for a language model")
+        raise UserError(
+            "rows packed for an encoder-decoder cannot be read by a language model: give unpacked rows, or "
+            "rows packed for a language model"
+        )
     inputs, targets = batch["encoder_input_tokens"], batch["decoder_target_tokens"]
     weights = batch.get("decoder_loss_weights")
     weights = (targets > 0).astype(jnp.int32) if weights is None else weights

@@ -87,9 +87,7 @@ class Embedding(nnx.Module):
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.dtype = config.dtype
         shape = (config.vocab_size, config.emb_dim)
-        self.embedding = parameter(
-            rngs, nnx.initializers.normal(1.0), shape, ("vocab", "embed"), config.param_dtype
-        )
+        self.embedding = parameter(rngs, nnx.initializers.normal(1.0), shape, ("vocab", "embed"), config.param_dtype)
 
     def _table(self) -> jax.Array:
         # Gathered over its width once, as the dense kernels are: looked up while sharded by width, every row would

@@ -10,5 +10,20 @@ from t5x_lite.monitor.terminal import Progress, Table, duration, short_number
 from t5x_lite.monitor.watchdog import Watchdog
 from t5x_lite.monitor.writers import METRICS_FILE, MetricsWriter, metric_line, metrics_files
 
-__all__ = ["JOURNAL_FILE", "METRICS_FILE", "Journal", "Lagged", "Meter", "MetricsWriter", "Progress", "Table",
-           "Watchdog", "duration", "metric_line", "metrics_files", "peak_memory", "read_journal", "short_number"]
+__all__ = [
+    "JOURNAL_FILE",
+    "METRICS_FILE",
+    "Journal",
+    "Lagged",
+    "Meter",
+    "MetricsWriter",
+    "Progress",
+    "Table",
+    "Watchdog",
+    "duration",
+    "metric_line",
+    "metrics_files",
+    "peak_memory",
+    "read_journal",
+    "short_number",
+]

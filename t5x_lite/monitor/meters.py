@@ -60,8 +60,12 @@ class Meter:
       clock: seconds, monotonic.
     """
 
-    def __init__(self, flops_per_step: float | None = None, peak_flops_per_second: float | None = None,
-                 clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        flops_per_step: float | None = None,
+        peak_flops_per_second: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._per_step = flops_per_step / peak_flops_per_second if flops_per_step and peak_flops_per_second else None
         self._clock = clock
         self._total = self._window = None  # each [seconds, steps, tokens, seconds waited]

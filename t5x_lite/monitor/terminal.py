@@ -49,10 +49,20 @@ class Progress:
       clock: seconds, monotonic.
     """
 
-    def __init__(self, total_steps: int, start_step: int = 0, *, file=None, terminal: bool | None = None,
-                 every_seconds: float = 30.0, every_steps: int | None = None, started: float | None = None,
-                 enabled: bool = True, keep: Callable[[str], None] = lambda text: None,
-                 clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        *,
+        file=None,
+        terminal: bool | None = None,
+        every_seconds: float = 30.0,
+        every_steps: int | None = None,
+        started: float | None = None,
+        enabled: bool = True,
+        keep: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._file = sys.stdout if file is None else file
         self._total, self._start = total_steps, start_step
         self._every_seconds, self._every_steps = every_seconds, every_steps
@@ -172,8 +182,9 @@ class _Bar:
             redirect_stdout=mine,  # what anyone else prints scrolls above the bar instead of cutting through it
             redirect_stderr=mine,
         )
-        self._task = self._progress.add_task("waiting for the first step (compiling)", total=total_steps,
-                                             completed=start_step)
+        self._task = self._progress.add_task(
+            "waiting for the first step (compiling)", total=total_steps, completed=start_step
+        )
         self._progress.start()
 
     def show(self, step: int, text: str):
@@ -224,8 +235,13 @@ class Table:
 
         def row(tag, cells):
             marks = (' class="number"' if r else "" for r in right)
-            return "<tr>" + "".join(f"<{tag}{mark}>{html.escape(_cell(cell))}</{tag}>"
-                                    for cell, mark in zip(cells, marks, strict=True)) + "</tr>"
+            return (
+                "<tr>"
+                + "".join(
+                    f"<{tag}{mark}>{html.escape(_cell(cell))}</{tag}>" for cell, mark in zip(cells, marks, strict=True)
+                )
+                + "</tr>"
+            )
 
         head, body = row("th", self._columns), "\n".join(row("td", cells) for cells in self._rows)
         caption = f"<caption>{html.escape(self._title)}</caption>" if self._title else ""

@@ -93,8 +93,16 @@ class MetricsWriter:
       say: is told when writing fails and when it works again.
     """
 
-    def __init__(self, model_dir, *, resume_step: int | None = None, enabled: bool = True, append: bool | None = None,
-                 part_seconds: float = 60.0, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        model_dir,
+        *,
+        resume_step: int | None = None,
+        enabled: bool = True,
+        append: bool | None = None,
+        part_seconds: float = 60.0,
+        say: Callable[[str], None] = print,
+    ):
         self._enabled = enabled
         if not enabled:
             return
@@ -236,7 +244,7 @@ class _EventWriter:
             self.rewind(resume_step)
 
     def rewind(self, step: int) -> None:
-        """"A run starts here": TensorBoard then hides events of later steps that are already there."""
+        """ "A run starts here": TensorBoard then hides events of later steps that are already there."""
         if self._records is not None:
             start = self._session_log(status=self._session_log.START)
             self._put(self._event(wall_time=time.time(), step=step + 1, session_log=start))

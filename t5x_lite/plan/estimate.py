@@ -50,8 +50,11 @@ class State:
     @classmethod
     def of(cls, trainer: Trainer) -> "State":
         abstract, shardings = trainer.abstract_state, trainer.shardings
-        return cls(_share(abstract.params, shardings.params), _share(abstract.opt_state, shardings.opt_state),
-                   sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)))
+        return cls(
+            _share(abstract.params, shardings.params),
+            _share(abstract.opt_state, shardings.opt_state),
+            sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)),
+        )
 
 
 def _share(abstract, shardings) -> int:
@@ -59,8 +62,16 @@ def _share(abstract, shardings) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def estimate(config: T5Config, state: State, hardware: Hardware, mesh: dict[str, int], parts: int, batch_size: int,
-             lengths: dict[str, int], peak: float) -> Estimate:
+def estimate(
+    config: T5Config,
+    state: State,
+    hardware: Hardware,
+    mesh: dict[str, int],
+    parts: int,
+    batch_size: int,
+    lengths: dict[str, int],
+    peak: float,
+) -> Estimate:
     """Of a step of `batch_size` rows in `parts` microbatches.
 
     Args:
@@ -85,12 +96,15 @@ def estimate(config: T5Config, state: State, hardware: Hardware, mesh: dict[str,
             far += sent
         else:
             near += sent
-    return Estimate(memory, {
-        "compute": useful * (1 + RECOMPUTED[config.remat]) / peak / REACHED,
-        "memory": traffic / hardware.chip.bandwidth,
-        "links": near / hardware.chip.links,
-        "network": far / hardware.chip.network,
-    })
+    return Estimate(
+        memory,
+        {
+            "compute": useful * (1 + RECOMPUTED[config.remat]) / peak / REACHED,
+            "memory": traffic / hardware.chip.bandwidth,
+            "links": near / hardware.chip.links,
+            "network": far / hardware.chip.network,
+        },
+    )
 
 
 def _sent(config: T5Config, mesh, gathered, rows, s, t, parts) -> dict[str, float]:
@@ -138,5 +152,8 @@ def _attention(config, rows, n, m, tensor, item) -> dict[str, float]:
     projections = rows * (2 * n + 2 * m) * joined
     # Scores in float32 as the softmax leaves them, and as they weigh the values.
     scores = rows * config.num_heads / tensor * n * m * (4 + item)
-    return {"none": projections + scores + 3 * rows * n * narrow, "minimal": projections + rows * n * narrow,
-            "full": rows * n * narrow}
+    return {
+        "none": projections + scores + 3 * rows * n * narrow,
+        "minimal": projections + rows * n * narrow,
+        "full": rows * n * narrow,
+    }

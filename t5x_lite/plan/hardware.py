@@ -68,8 +68,10 @@ class Hardware:
         """Raises UserError where the name is none."""
         match = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?):(\d+(?:x\d+)*)", name)
         if not match or match[2] not in CHIPS:
-            raise UserError(f"--hardware={name}: no such hardware; write [SLICESx]KIND:SHAPE, as in v5e:16x16, "
-                            f"2xv5p:4x4x8, h200:64 or cpu:8, with one of {', '.join(CHIPS)}")
+            raise UserError(
+                f"--hardware={name}: no such hardware; write [SLICESx]KIND:SHAPE, as in v5e:16x16, "
+                f"2xv5p:4x4x8, h200:64 or cpu:8, with one of {', '.join(CHIPS)}"
+            )
         slices, family, topology = int(match[1] or 1), match[2], match[3]
         tpu = CHIPS[family].kind.startswith("TPU")
         if not tpu and ("x" in topology or slices > 1):
@@ -82,8 +84,12 @@ class Hardware:
         if self.family != "cpu":
             return chip
         # CPU devices share their machine.
-        return dataclasses.replace(chip, memory=_machine_memory() / self.number, bandwidth=chip.bandwidth / self.number,
-                                   links=chip.links / self.number)
+        return dataclasses.replace(
+            chip,
+            memory=_machine_memory() / self.number,
+            bandwidth=chip.bandwidth / self.number,
+            links=chip.links / self.number,
+        )
 
     @property
     def is_tpu(self) -> bool:
@@ -135,8 +141,10 @@ class Hardware:
                 jax.config.update("jax_num_cpu_devices", self.number)
             found = jax.devices("cpu")
             if len(found) < self.number:
-                raise UserError(f"--hardware={self.name}: this process has {len(found)} CPU device(s); set "
-                                f"XLA_FLAGS=--xla_force_host_platform_device_count={self.number}")
+                raise UserError(
+                    f"--hardware={self.name}: this process has {len(found)} CPU device(s); set "
+                    f"XLA_FLAGS=--xla_force_host_platform_device_count={self.number}"
+                )
             return found[: self.number]
         # It would ask the network which TPU machine this is, and let one process in at a time.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -150,6 +158,8 @@ class Hardware:
             topology = topologies.get_topology_desc(f"{self.family}:{self.topology}", platform="tpu", **options)
         except Exception as error:
             reason = str(error).splitlines()[0][:200]
-            raise UserError(f"--hardware={self.name}: {reason}; pip install t5x-lite[tpu] brings libtpu, and its "
-                            "shapes are those that Google rents out") from error
+            raise UserError(
+                f"--hardware={self.name}: {reason}; pip install t5x-lite[tpu] brings libtpu, and its "
+                "shapes are those that Google rents out"
+            ) from error
         return sorted(topology.devices, key=lambda d: (getattr(d, "slice_index", 0) or 0, d.id))

@@ -44,8 +44,12 @@ class TooLarge:
 
 def batch_shapes(trainer: Trainer, batch_size: int, lengths: dict[str, int], packed: bool) -> dict:
     """Abstract batch of full rows, as the trainer takes it: int32 arrays [b, length]."""
-    names = {"encoder_input_tokens": "inputs", "decoder_input_tokens": "targets", "decoder_target_tokens": "targets",
-             "decoder_loss_weights": "targets"}
+    names = {
+        "encoder_input_tokens": "inputs",
+        "decoder_input_tokens": "targets",
+        "decoder_target_tokens": "targets",
+        "decoder_loss_weights": "targets",
+    }
     if packed:
         names |= {"encoder_segment_ids": "inputs", "decoder_segment_ids": "targets"}
     if trainer.model.config.is_language_model:
@@ -60,8 +64,9 @@ def batch_shapes(trainer: Trainer, batch_size: int, lengths: dict[str, int], pac
 def compile_step(trainer: Trainer, batch: dict) -> Program | TooLarge:
     """Ahead of time, for the devices of the trainer's mesh; allocates nothing."""
     started = time.monotonic()
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trainer.abstract_state,
-                         trainer.shardings)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trainer.abstract_state, trainer.shardings
+    )
     with trainer.partitioner.activate():
         lowered = trainer._step.lower(state, batch)
         try:
@@ -71,8 +76,12 @@ def compile_step(trainer: Trainer, batch: dict) -> Program | TooLarge:
                 raise
             return _too_large(str(error), time.monotonic() - started)
     memory = compiled.memory_analysis()
-    needed = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-              + memory.temp_size_in_bytes)
+    needed = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
     # A CPU's own count leaves out what is temporary.
     on_cpu = trainer.partitioner.mesh.devices.flat[0].platform == "cpu"
     peak = needed if on_cpu else getattr(memory, "peak_memory_in_bytes", 0) or needed
@@ -85,7 +94,7 @@ def compile_step(trainer: Trainer, batch: dict) -> Program | TooLarge:
 def _too_large(message: str, seconds: float) -> TooLarge:
     amount = r"([\d.]+)([KMGT])"
     match = re.search(rf"Used {amount}\w* of {amount}\w* hbm", message)
-    used, limit = ((_bytes(*match.groups()[:2]), _bytes(*match.groups()[2:])) if match else (None, None))
+    used, limit = (_bytes(*match.groups()[:2]), _bytes(*match.groups()[2:])) if match else (None, None)
     largest = []
     for part in re.split(r"\n\s+\d+\. ", message)[1:]:
         found = (re.search(pattern, part) for pattern in (r"Size: (\S+)", r"Shape: (\S+)", r'op_name="([^"]*)"'))

@@ -28,14 +28,20 @@ class Way:
 
     @property
     def flags(self) -> str:
-        return (f'--gin.MESH="{self.mesh}" --gin.T5Config.remat={self.remat} '
-                f"--gin.train.num_microbatches={self.num_microbatches}")
+        return (
+            f'--gin.MESH="{self.mesh}" --gin.T5Config.remat={self.remat} '
+            f"--gin.train.num_microbatches={self.num_microbatches}"
+        )
 
     def trainer(self, trainer: Trainer, mesh: MeshConfig, devices: Sequence) -> Trainer:
         """That of the gin files, done this way."""
         config = dataclasses.replace(trainer.model.config, remat=self.remat)
-        return dataclasses.replace(trainer, model=Model(config), num_microbatches=self.num_microbatches,
-                                   partitioner=dataclasses.replace(mesh, shape=self.mesh).build(devices))
+        return dataclasses.replace(
+            trainer,
+            model=Model(config),
+            num_microbatches=self.num_microbatches,
+            partitioner=dataclasses.replace(mesh, shape=self.mesh).build(devices),
+        )
 
 
 def meshes(hardware: Hardware) -> Iterator[dict[str, int]]:
@@ -55,8 +61,15 @@ def meshes(hardware: Hardware) -> Iterator[dict[str, int]]:
         tensor *= 2
 
 
-def search_ways(trainer: Trainer, mesh: MeshConfig, devices: Sequence, hardware: Hardware, batch_size: int,
-           lengths: dict[str, int], peak: float) -> list[Way]:
+def search_ways(
+    trainer: Trainer,
+    mesh: MeshConfig,
+    devices: Sequence,
+    hardware: Hardware,
+    batch_size: int,
+    lengths: dict[str, int],
+    peak: float,
+) -> list[Way]:
     """A way for each mesh that divides model and batch and each remat policy, in as few parts as fit.
 
     Those that fit come first, and of these the fastest first; then those that do not, the smallest first.
@@ -78,14 +91,17 @@ def search_ways(trainer: Trainer, mesh: MeshConfig, devices: Sequence, hardware:
             way = None
             for parts in MICROBATCHES:
                 if batch_size % (partitioner.batch_shards * parts) == 0:
-                    way = Way(shape, remat, parts, estimate(
-                        config, state, hardware, shape, parts, batch_size, lengths, peak))
+                    way = Way(
+                        shape, remat, parts, estimate(config, state, hardware, shape, parts, batch_size, lengths, peak)
+                    )
                     if way.estimate.memory <= limit:
                         break  # more parts only cost time
             found += [way] if way else []
     if not found:
-        raise UserError(f"plan.search: no mesh of {hardware.number} devices divides both the model and BATCH_SIZE = "
-                        f"{batch_size}; make the batch a multiple of {hardware.number}")
+        raise UserError(
+            f"plan.search: no mesh of {hardware.number} devices divides both the model and BATCH_SIZE = "
+            f"{batch_size}; make the batch a multiple of {hardware.number}"
+        )
 
     def order(way: Way):
         memory = way.estimate.memory

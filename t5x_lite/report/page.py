@@ -31,15 +31,17 @@ svg { max-width: 100%; height: auto; } .warning { color: #a33; } summary { curso
 
 def make(runs: Sequence[Run], title: str) -> str:
     """The whole page."""
-    made = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{made}</p>", summary(runs).html()]
     for heading, text in _sections(runs):
         if text:
             parts.append(f"<h2>{html.escape(heading)}</h2>\n{text}")
     body = "\n".join(parts)
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>{body}</body></html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>{body}</body></html>\n"
+    )
 
 
 def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
@@ -54,20 +56,42 @@ def _sections(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
 
 def summary(runs: Sequence[Run]) -> monitor.Table:
     """A line for each run."""
-    table = monitor.Table(["run", "parameters", "step", "training loss", "tokens a second", "MFU %",
-                           "waiting for data %", "peak memory GiB", "updates left out", "starts", "checkpoints"])
+    table = monitor.Table(
+        [
+            "run",
+            "parameters",
+            "step",
+            "training loss",
+            "tokens a second",
+            "MFU %",
+            "waiting for data %",
+            "peak memory GiB",
+            "updates left out",
+            "starts",
+            "checkpoints",
+        ]
+    )
     for run in runs:
         model = run.meta.get("model")
-        count = (sum(math.prod(x.shape) for x in leaves_by_path(Model(T5Config.from_dict(model)).abstract_params())
-                     .values()) if model else None)
+        count = (
+            sum(math.prod(x.shape) for x in leaves_by_path(Model(T5Config.from_dict(model)).abstract_params()).values())
+            if model
+            else None
+        )
         steps = run.metrics.get("train/loss", ([], []))[0]
         table.add(
-            run.label, count, int(steps[-1]) if len(steps) else (run.steps or [None])[-1], run.last("train/loss"),
-            _rounded(run.last("train/tokens_per_second")), _percent(run.last("train/mfu")),
-            _percent(run.last("train/data_wait_fraction")), run.last("train/peak_memory_gib"),
+            run.label,
+            count,
+            int(steps[-1]) if len(steps) else (run.steps or [None])[-1],
+            run.last("train/loss"),
+            _rounded(run.last("train/tokens_per_second")),
+            _percent(run.last("train/mfu")),
+            _percent(run.last("train/data_wait_fraction")),
+            run.last("train/peak_memory_gib"),
             _rounded(run.last("train/skipped_updates")),
             sum(text.startswith("started: ") for _, text in run.journal) or None,
-            ", ".join(f"{step:,}" for step in run.steps))
+            ", ".join(f"{step:,}" for step in run.steps),
+        )
     return table
 
 
@@ -83,8 +107,10 @@ def _evaluations(runs: Sequence[Run]) -> str:
     names = sorted({name for run in runs for name in run.evaluated()})
     if not names:
         return ""
-    table = monitor.Table(["metric", *(column for run in runs for column in (
-        f"{run.label}: best", "at step", "newest"))], title="best and newest value of each metric")
+    table = monitor.Table(
+        ["metric", *(column for run in runs for column in (f"{run.label}: best", "at step", "newest"))],
+        title="best and newest value of each metric",
+    )
     for name in names:
         cells = []
         for run in runs:
@@ -98,8 +124,15 @@ def _samples(run: Run) -> str:
     tables = {}
     for sample in run.samples:
         task = str(sample.get("task", ""))
-        table, count = tables.get(task, (monitor.Table(
-            ["inputs", "targets", "prediction"], title=f"{run.label}, {task}, step {sample.get('step')}"), 0))
+        table, count = tables.get(
+            task,
+            (
+                monitor.Table(
+                    ["inputs", "targets", "prediction"], title=f"{run.label}, {task}, step {sample.get('step')}"
+                ),
+                0,
+            ),
+        )
         if count < SAMPLES:
             table.add(*(_short(sample.get(name)) for name in ("inputs", "targets", "prediction")))
         tables[task] = table, count + 1
@@ -114,14 +147,16 @@ def _short(value) -> str:
 def _journal(run: Run) -> str:
     lines = []
     for time, text in run.journal:
-        when = datetime.datetime.fromtimestamp(time, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+        when = datetime.datetime.fromtimestamp(time, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
         bad = text.startswith(("warning", "told to stop")) or "cannot be" in text
         mark = ' class="warning"' if bad else ""
         lines.append(f"<div{mark}>{when}  {html.escape(text)}</div>")
     damaged = "".join(f'<div class="warning">{html.escape(name)} was found damaged</div>' for name in run.damaged)
     if not lines and not damaged:
         return ""
-    return f"<details><summary>{html.escape(run.label)}: {len(lines)} notes</summary>{''.join(lines)}</details>{damaged}"
+    return (
+        f"<details><summary>{html.escape(run.label)}: {len(lines)} notes</summary>{''.join(lines)}</details>{damaged}"
+    )
 
 
 def _configuration(runs: Sequence[Run]) -> str:
@@ -133,8 +168,12 @@ def _configuration(runs: Sequence[Run]) -> str:
             if len(set(values)) > 1:
                 table.add(name, *values)
         parts.append(table.html())
-    parts += [f"<details><summary>{html.escape(str(run.folder / 'config.gin'))}</summary><pre>"
-              f"{html.escape(run.config)}</pre></details>" for run in runs if run.config]
+    parts += [
+        f"<details><summary>{html.escape(str(run.folder / 'config.gin'))}</summary><pre>"
+        f"{html.escape(run.config)}</pre></details>"
+        for run in runs
+        if run.config
+    ]
     return "".join(parts)
 
 
@@ -147,12 +186,19 @@ def _parameters(run: Run) -> str:
     partitioner = Partitioner(None, tuple(rules))  # whose devices are elsewhere
     axes = leaves_by_path(model.logical_axes(), lambda x: isinstance(x, tuple))
     mesh = run.bindings.get("Mesh.shape", "")
-    table = monitor.Table(["parameter", "shape", "logical axes", "mesh axes", "MiB"],
-                          title=f"{run.label}{', mesh ' + mesh if mesh else ''}")
+    table = monitor.Table(
+        ["parameter", "shape", "logical axes", "mesh axes", "MiB"],
+        title=f"{run.label}{', mesh ' + mesh if mesh else ''}",
+    )
     for name, leaf in leaves_by_path(model.abstract_params()).items():
         spec = ", ".join("·" if part is None else str(part) for part in partitioner.spec(axes[name]))
-        table.add(name, " × ".join(map(str, leaf.shape)), ", ".join(axes[name]), spec,
-                  math.prod(leaf.shape) * leaf.dtype.itemsize / 2**20)
+        table.add(
+            name,
+            " × ".join(map(str, leaf.shape)),
+            ", ".join(axes[name]),
+            spec,
+            math.prod(leaf.shape) * leaf.dtype.itemsize / 2**20,
+        )
     return f"<details><summary>{html.escape(run.label)}</summary>{table.html()}</details>"
 
 

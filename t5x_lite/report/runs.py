@@ -115,5 +115,5 @@ def _labels(paths: Sequence[epath.Path]) -> list[str]:
     if len(parts) == 1:
         return [parts[0][-1]]
     start = len(os.path.commonprefix(parts))
-    end = len(os.path.commonprefix([part[:start - 1:-1] if start else part[::-1] for part in parts]))
-    return ["/".join(part[start:len(part) - end]) or part[-1] for part in parts]
+    end = len(os.path.commonprefix([part[: start - 1 : -1] if start else part[::-1] for part in parts]))
+    return ["/".join(part[start : len(part) - end]) or part[-1] for part in parts]

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 from etils import epath
 
+import gin
 from t5x_lite import plots
 from t5x_lite.errors import UserError
 from t5x_lite.study import scores
@@ -74,10 +74,12 @@ def runs(experiment: Experiment, row: StudyRow) -> list[Run]:
     if experiment.vary:
         finetune = {
             f"{task}-{value}": {"MIXTURE_OR_TASK_NAME": task, **bindings, experiment.vary: value}
-            for task, bindings in finetune.items() for value in experiment.values
+            for task, bindings in finetune.items()
+            for value in experiment.values
         }
-    row = dataclasses.replace(row, models=experiment.seeds, pretrained_models=experiment.seeds, ensemble=False,
-                              finetune=finetune)
+    row = dataclasses.replace(
+        row, models=experiment.seeds, pretrained_models=experiment.seeds, ensemble=False, finetune=finetune
+    )
     out = []
     for run in plan(row):
         out.append(run)

@@ -60,8 +60,9 @@ def draw(experiment: Experiment, cells: Sequence[Cell], path: epath.Path) -> Non
             places = [number if cell.value is None else cell.value for cell in own]
             values = [cell.scores[heading] for cell in own]
             deviations = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
-            axes.errorbar(places, [np.mean(v) for v in values], deviations, color=f"C{number}", marker="o", capsize=4,
-                          label=label)
+            axes.errorbar(
+                places, [np.mean(v) for v in values], deviations, color=f"C{number}", marker="o", capsize=4, label=label
+            )
             for place, points in zip(places, values):
                 axes.plot([place] * len(points), points, color=f"C{number}", marker=".", linestyle="", alpha=0.5)
         axes.set_ylabel(heading)

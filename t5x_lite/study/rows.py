@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import gin
-
 from t5x_lite.errors import UserError
 
 
@@ -51,14 +50,19 @@ class StudyRow:
 
     def __post_init__(self):
         if self.pretrained_models not in (1, self.models) or self.models < 1:
-            raise UserError(f"StudyRow.pretrained_models of {self.name} must be 1 or StudyRow.models = {self.models}, "
-                            f"not {self.pretrained_models}")
+            raise UserError(
+                f"StudyRow.pretrained_models of {self.name} must be 1 or StudyRow.models = {self.models}, "
+                f"not {self.pretrained_models}"
+            )
         if not self.pretrains and not self.finetunes:
-            raise UserError(f"{self.name} has nothing to run: set StudyRow.pretrain_task, StudyRow.finetune_steps or "
-                            "both")
+            raise UserError(
+                f"{self.name} has nothing to run: set StudyRow.pretrain_task, StudyRow.finetune_steps or both"
+            )
         if self.leave_one_out is not None and set(self.leave_one_out) != set(self.finetune):
-            raise UserError(f"StudyRow.leave_one_out of {self.name} must name what to pretrain on for each of "
-                            f"{', '.join(self.finetune)}")
+            raise UserError(
+                f"StudyRow.leave_one_out of {self.name} must name what to pretrain on for each of "
+                f"{', '.join(self.finetune)}"
+            )
 
     @property
     def pretrains(self) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import gin
-
 from t5x_lite.errors import UserError
 from t5x_lite.study.rows import StudyRow
 
@@ -60,8 +59,9 @@ def on_corpus(row: StudyRow, corpus: Corpus) -> StudyRow:
 
     def instead(task: str) -> str:
         if task not in corpus.pretrain_tasks:
-            raise UserError(f"Corpus.pretrain_tasks has nothing in the place of {task}, on which {row.name} pretrains: "
-                            "add it")
+            raise UserError(
+                f"Corpus.pretrain_tasks has nothing in the place of {task}, on which {row.name} pretrains: add it"
+            )
         return corpus.pretrain_tasks[task]
 
     alone = None

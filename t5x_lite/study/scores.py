@@ -5,10 +5,10 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-import gin
 import numpy as np
 from etils import epath
 
+import gin
 from t5x_lite import gin_files, monitor, plots
 from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.saving import is_better_lower
@@ -73,7 +73,7 @@ def check_row(name: str) -> None:
     names = list(published())
     if name not in names:
         # Names are short, so that everything is like everything: those of the same table first.
-        same = [n for n in names if n.split("-")[0].lower() == name.split("-")[0].lower()]
+        same = [n for n in names if n.split("-")[0].lower() == name.split("-", maxsplit=1)[0].lower()]
         near = nearest(name, same) or same or nearest(name, names)
         raise UserError(f"--row={name}: no such row" + (did_you_mean(near) or f"; there are {', '.join(names)}"))
 
@@ -123,8 +123,9 @@ def best_step(run, parts) -> int:
     series = [(part, *_values(metrics, part)) for part in parts]
     series = [(part, steps, values) for part, steps, values in series if len(values)]
     if not series:
-        raise UserError(f"{run} has none of the metrics {', '.join('/'.join(part) for part in parts)} to choose a "
-                        "checkpoint by")
+        raise UserError(
+            f"{run} has none of the metrics {', '.join('/'.join(part) for part in parts)} to choose a checkpoint by"
+        )
     mean = np.mean([-values if is_better_lower(part[0]) else values for part, _, values in series], axis=0)
     return int(series[0][1][np.argmax(mean)])
 
@@ -148,8 +149,11 @@ def column_values(found: Sequence[Found], row: str, ensemble: bool, columns: Col
         if one.row == row and (one.job == "eval") == ensemble:
             by_seed.setdefault(one.seed, {}).update(one.values)
     parts = columns.parts(column)
-    return [float(np.mean([values[part] for part in parts]))
-            for _, values in sorted(by_seed.items()) if all(part in values for part in parts)]
+    return [
+        float(np.mean([values[part] for part in parts]))
+        for _, values in sorted(by_seed.items())
+        if all(part in values for part in parts)
+    ]
 
 
 def table(name: str, columns: Columns, runs=None) -> monitor.Table:
@@ -163,7 +167,8 @@ def table(name: str, columns: Columns, runs=None) -> monitor.Table:
     for line in lines:
         for source in (line["row"], line["same_as"]):
             scores[line["row"]] = {
-                column: values for column in columns.metrics
+                column: values
+                for column in columns.metrics
                 if (values := column_values(found, source, line["combine"] == "ensemble", columns, column))
             }
             if scores[line["row"]] or not source:

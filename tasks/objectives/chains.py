@@ -4,21 +4,16 @@ Every document gives one random piece of at most 65,536 tokens, so that no long 
 pieces are joined before they are cut into segments, nearly no padding is left.
 """
 
-from collections.abc import Mapping, Sequence
 import functools
+from collections.abc import Mapping, Sequence
 
-import gin
 import seqio
 import tensorflow as tf
 
+import gin
 from t5x_lite.seqio_names import check_named
-from t5x_lite.tasks.objectives import denoising
-from t5x_lite.tasks.objectives import documents
-from t5x_lite.tasks.objectives import fills
-from t5x_lite.tasks.objectives import masks
-from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives import denoising, documents, fills, masks, rows
 from t5x_lite.tasks.objectives.names import configurable
-
 
 # Lengths of span corruption ----------------------------------------------------------------------------------------
 
@@ -113,16 +108,22 @@ def span_corruption(
         extra_tokens_per_span_targets=1,
     )
     if sequence_length["targets"] < targets_length:
-        raise denoising.too_short(sequence_length, input_feature_key, targets_length,
-                         f"span corruption of {inputs_length} input tokens")
+        raise denoising.too_short(
+            sequence_length, input_feature_key, targets_length, f"span corruption of {inputs_length} input tokens"
+        )
     if merge_examples_to_reduce_padding and passthrough_feature_keys:
         raise ValueError("passthrough_feature_keys needs merge_examples_to_reduce_padding=False")
 
     if passthrough_feature_keys:
-        dataset = documents.select_random_chunk(dataset, output_features, max_length=documents.LONGEST_PIECE,
-                                                passthrough_feature_keys=passthrough_feature_keys)
-        dataset = documents.split_tokens(dataset, max_tokens_per_segment=tokens_length,
-                                         passthrough_feature_keys=passthrough_feature_keys)
+        dataset = documents.select_random_chunk(
+            dataset,
+            output_features,
+            max_length=documents.LONGEST_PIECE,
+            passthrough_feature_keys=passthrough_feature_keys,
+        )
+        dataset = documents.split_tokens(
+            dataset, max_tokens_per_segment=tokens_length, passthrough_feature_keys=passthrough_feature_keys
+        )
     else:
         dataset = documents.segments(dataset, tokens_length, joined=merge_examples_to_reduce_padding)
     return denoising.denoise(
@@ -156,7 +157,8 @@ def iid_denoising(
     """
     targets_fn = fills.noise_span_after_unique_sentinel if aligned else fills.nonnoise_span_to_unique_sentinel
     return _denoised_iid(
-        dataset, sequence_length, output_features, noise_density, fills.noise_span_to_unique_sentinel, targets_fn)
+        dataset, sequence_length, output_features, noise_density, fills.noise_span_to_unique_sentinel, targets_fn
+    )
 
 
 @configurable
@@ -183,8 +185,7 @@ def mass_style(
     noise_density: float = 0.15,
 ) -> tf.data.Dataset:
     """`bert_style` with sentinels only, as the paper has it for MASS (Song et al. 2019, 1905.02450)."""
-    return _denoised_iid(
-        dataset, sequence_length, output_features, noise_density, fills.noise_token_to_sentinel, None)
+    return _denoised_iid(dataset, sequence_length, output_features, noise_density, fills.noise_token_to_sentinel, None)
 
 
 @configurable
@@ -194,9 +195,14 @@ def deshuffling(
     """The tokens of a segment in any order, to be given back in theirs. Documents are not joined."""
     length = documents.length_without_eos("inputs", sequence_length, output_features)
     return denoising.denoise(
-        documents.segments(dataset, length, joined=False), output_features, noise_density=1.0,
-        noise_mask_fn=masks.iid_noise_mask, inputs_fn=fills.permute_noise_tokens, targets_fn=None,
-        sequence_length=sequence_length)
+        documents.segments(dataset, length, joined=False),
+        output_features,
+        noise_density=1.0,
+        noise_mask_fn=masks.iid_noise_mask,
+        inputs_fn=fills.permute_noise_tokens,
+        targets_fn=None,
+        sequence_length=sequence_length,
+    )
 
 
 @configurable
@@ -223,9 +229,13 @@ def prefix_lm(
     if sequence_length["targets"] < longest:
         raise denoising.too_short(sequence_length, "inputs", longest, f"prefix_lm of {tokens} tokens")
     return denoising.denoise(
-        documents.segments(dataset, tokens, joined=False), output_features, noise_density=noise_density,
+        documents.segments(dataset, tokens, joined=False),
+        output_features,
+        noise_density=noise_density,
         noise_mask_fn=masks.random_prefix_noise_mask,
-        inputs_fn=fills.drop_nonnoise_tokens, targets_fn=fills.drop_noise_tokens)
+        inputs_fn=fills.drop_nonnoise_tokens,
+        targets_fn=fills.drop_noise_tokens,
+    )
 
 
 @configurable
@@ -286,7 +296,7 @@ def pack_prefix_lm_encoder_decoder(
     def pack(pair, seed):
         split = tf.random.stateless_uniform([], seed, 1, length, tf.int32)
         one, other = pair["targets"][0], pair["targets"][1]
-        targets = tf.concat([one[split:], other[length - split:]], axis=0)
+        targets = tf.concat([one[split:], other[length - split :]], axis=0)
         features = {
             "encoder_input_tokens": tf.concat([one[:split], other[: length - split]], axis=0),
             "decoder_target_tokens": targets,
@@ -296,7 +306,8 @@ def pack_prefix_lm_encoder_decoder(
             features[f"{side}_segment_ids"] = tf.where(place < end, 1, 2)
             features[f"{side}_positions"] = tf.where(place < end, place, place - end)
         features["decoder_input_tokens"] = seqio.utils.make_autoregressive_inputs(
-            targets, sequence_id=features["decoder_segment_ids"])
+            targets, sequence_id=features["decoder_segment_ids"]
+        )
         return {name: tf.ensure_shape(value, [length]) for name, value in features.items()}
 
     return pack(ds.batch(2, drop_remainder=True))
@@ -338,8 +349,14 @@ def pack_prefix_lm_decoder_only(
 def _denoised_iid(dataset, sequence_length, output_features, noise_density, inputs_fn, targets_fn) -> tf.data.Dataset:
     length = documents.length_without_eos("inputs", sequence_length, output_features)
     return denoising.denoise(
-        documents.segments(dataset, length, joined=True), output_features, noise_density=noise_density,
-        noise_mask_fn=masks.iid_noise_mask, inputs_fn=inputs_fn, targets_fn=targets_fn, sequence_length=sequence_length)
+        documents.segments(dataset, length, joined=True),
+        output_features,
+        noise_density=noise_density,
+        noise_mask_fn=masks.iid_noise_mask,
+        inputs_fn=inputs_fn,
+        targets_fn=targets_fn,
+        sequence_length=sequence_length,
+    )
 
 
 def _one_even_length(sequence_length: Mapping[str, int]) -> int:

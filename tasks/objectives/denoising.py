@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import gin
 import seqio
 import tensorflow as tf
 
+import gin
 from t5x_lite.errors import UserError
-from t5x_lite.tasks.objectives import documents
-from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives import documents, rows
 from t5x_lite.tasks.objectives.names import configurable
 
 SEGMENTS_AT_ONCE = 64
@@ -34,11 +33,14 @@ def unsupervised(
       UserError: no preprocessors.
     """
     if not preprocessors:
-        raise UserError("unsupervised.preprocessors is not set: choose an objective, for example "
-                        "--gin_file=objectives/span_3_15_u_u.gin")
+        raise UserError(
+            "unsupervised.preprocessors is not set: choose an objective, for example "
+            "--gin_file=objectives/span_3_15_u_u.gin"
+        )
     for preprocessor in preprocessors:
         preprocessor = seqio.utils.add_kwargs_to_transform(
-            preprocessor, output_features=output_features, sequence_length=sequence_length)
+            preprocessor, output_features=output_features, sequence_length=sequence_length
+        )
         dataset = preprocessor(dataset)
     return dataset
 
@@ -126,5 +128,7 @@ def _check_lengths(corrupt, length: int, eos: int, input_feature_key: str, seque
 def too_short(sequence_length: Mapping[str, int], input_feature_key: str, needed: int, what: str) -> UserError:
     """The error where `what` makes more targets than there is room for."""
     lengths = f"{{'{input_feature_key}': {sequence_length[input_feature_key]}, 'targets': {needed}}}"
-    return UserError(f"TASK_FEATURE_LENGTHS gives targets {sequence_length['targets']} tokens, but {what} makes "
-                     f"{needed}: set TASK_FEATURE_LENGTHS = {lengths}")
+    return UserError(
+        f"TASK_FEATURE_LENGTHS gives targets {sequence_length['targets']} tokens, but {what} makes "
+        f"{needed}: set TASK_FEATURE_LENGTHS = {lengths}"
+    )

@@ -1,12 +1,12 @@
 """Documents: cut into pieces, joined, cut into segments. All map a `tf.data.Dataset` of dicts to another."""
 
-from collections.abc import Mapping, Sequence
 import math
+from collections.abc import Mapping, Sequence
 
-import gin
 import seqio
 import tensorflow as tf
 
+import gin
 from t5x_lite.errors import UserError
 from t5x_lite.tasks.objectives import rows
 from t5x_lite.tasks.objectives.names import configurable
@@ -147,8 +147,11 @@ def concatenate_and_split_to_fixed_length(
 
 @configurable
 def filter_by_string_length(
-    dataset: tf.data.Dataset, feature_key: str = "targets", min_length: int = 1, max_length: int = 1000000,
-    **unused_kwargs
+    dataset: tf.data.Dataset,
+    feature_key: str = "targets",
+    min_length: int = 1,
+    max_length: int = 1000000,
+    **unused_kwargs,
 ) -> tf.data.Dataset:
     """Only examples whose text has from `min_length` to `max_length` bytes."""
 
@@ -160,15 +163,18 @@ def filter_by_string_length(
 
 
 def trim_tokens_at_front(
-    dataset: tf.data.Dataset, sequence_length: Mapping[str, int], keys_to_trim: Sequence[str] | None = None,
-    **unused_kwargs
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int],
+    keys_to_trim: Sequence[str] | None = None,
+    **unused_kwargs,
 ) -> tf.data.Dataset:
     """Keeps the *last* tokens of each feature, its length less one for EOS; by default of all in `sequence_length`."""
 
     def trim(example):
         keys = [key for key in keys_to_trim or sequence_length if key in example]
-        return example | {key: example[key][tf.maximum(tf.size(example[key]) - sequence_length[key] + 1, 0):]
-                          for key in keys}
+        return example | {
+            key: example[key][tf.maximum(tf.size(example[key]) - sequence_length[key] + 1, 0) :] for key in keys
+        }
 
     return dataset.map(trim, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -244,8 +250,10 @@ def length_without_eos(feature: str, sequence_length: Mapping[str, int], output_
       UserError: none is configured.
     """
     if not sequence_length or feature not in sequence_length:
-        raise UserError(f"TASK_FEATURE_LENGTHS lacks {feature}, to whose length this objective cuts; for example "
-                        '{"inputs": 512, "targets": 114}')
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS lacks {feature}, to whose length this objective cuts; for example "
+            '{"inputs": 512, "targets": 114}'
+        )
     return sequence_length[feature] - int(output_features[feature].add_eos)
 
 

@@ -98,7 +98,8 @@ def noise_span_after_unique_sentinel(tokens, noise_mask, vocabulary, seeds, over
     first, rest = _runs(noise_mask)
     sentinels = _with_sentinels(tokens, first, vocabulary, overflow)
     pairs = tf.RaggedTensor.from_row_splits(
-        tf.reshape(tf.stack([sentinels, tokens.values], axis=1), [-1]), 2 * tokens.row_splits, validate=False)
+        tf.reshape(tf.stack([sentinels, tokens.values], axis=1), [-1]), 2 * tokens.row_splits, validate=False
+    )
     return rows.keep(pairs, tf.reshape(tf.stack([first, tf.logical_or(first, rest)], axis=1), [-1]))
 
 
@@ -120,10 +121,12 @@ def _with_sentinels(tokens: tf.RaggedTensor, first: tf.Tensor, vocabulary, overf
     checks = []
     if not overflow:
         count = sentinel_count(vocabulary)
-        message = (f"a segment has more spans than the vocabulary's {count} sentinels: corrupt less or longer spans, "
-                   "shorten TASK_FEATURE_LENGTHS, take a vocabulary with more extra_ids, or let sentinels run into "
-                   "ordinary ids as T5 does, with noise_span_to_unique_sentinel.overflow = True and the same for the "
-                   "targets' fill")
+        message = (
+            f"a segment has more spans than the vocabulary's {count} sentinels: corrupt less or longer spans, "
+            "shorten TASK_FEATURE_LENGTHS, take a vocabulary with more extra_ids, or let sentinels run into "
+            "ordinary ids as T5 does, with noise_span_to_unique_sentinel.overflow = True and the same for the "
+            "targets' fill"
+        )
         checks = [tf.debugging.Assert(tf.reduce_all(run < count), [message])]
     with tf.control_dependencies(checks):
         sentinels = tf.cast(sentinel_id(vocabulary) - run, tokens.dtype)
@@ -185,7 +188,8 @@ def noise_token_to_random_token(tokens, noise_mask, vocabulary, seeds, num_reser
     """Every noise token becomes any id from `num_reserved_tokens` on, sentinels among them, as in T5."""
     values = tokens.values
     draws = tf.random.stateless_uniform(
-        tf.shape(values), seeds[0], num_reserved_tokens, vocabulary.vocab_size, values.dtype)
+        tf.shape(values), seeds[0], num_reserved_tokens, vocabulary.vocab_size, values.dtype
+    )
     return tokens.with_values(tf.where(noise_mask.values, draws, values))
 
 
@@ -194,14 +198,13 @@ def noise_token_to_random_token(tokens, noise_mask, vocabulary, seeds, num_reser
 def noise_token_to_random_token_or_sentinel(tokens, noise_mask, vocabulary, seeds, random_prob: float = 0.1):
     """Every noise token becomes, with `random_prob`, any id and else the first sentinel: T5's BERT-style inputs."""
     return bert_noise_tokens(
-        tokens, noise_mask, vocabulary, seeds, sentinel_prob=1 - random_prob, random_prob=random_prob)
+        tokens, noise_mask, vocabulary, seeds, sentinel_prob=1 - random_prob, random_prob=random_prob
+    )
 
 
 @configurable
 @rows.fill_of_rows
-def bert_noise_tokens(
-    tokens, noise_mask, vocabulary, seeds, sentinel_prob: float = 0.8, random_prob: float = 0.1
-):
+def bert_noise_tokens(tokens, noise_mask, vocabulary, seeds, sentinel_prob: float = 0.8, random_prob: float = 0.1):
     """BERT's corruption: of the noise 80 % becomes the first sentinel, 10 % any id, and the rest stays. Not in T5.
 
     Source: Devlin et al. 2018 (https://arxiv.org/abs/1810.04805), section 3.1.
@@ -210,8 +213,10 @@ def bert_noise_tokens(
       UserError: the probabilities are more than 1 together.
     """
     if sentinel_prob + random_prob > 1 + 1e-6:
-        raise UserError(f"bert_noise_tokens: sentinel_prob = {sentinel_prob} and random_prob = {random_prob} are more "
-                        "than 1 together; lower one")
+        raise UserError(
+            f"bert_noise_tokens: sentinel_prob = {sentinel_prob} and random_prob = {random_prob} are more "
+            "than 1 together; lower one"
+        )
     draws = tf.random.stateless_uniform(tf.shape(tokens.values), seed=seeds[0])
     random = noise_token_to_random_token(tokens, noise_mask, vocabulary, seeds[1:]).values
     sentinels = noise_token_to_sentinel(tokens, noise_mask, vocabulary, ()).values

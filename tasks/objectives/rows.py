@@ -4,11 +4,10 @@ A TensorFlow op costs microseconds before it touches an element, so that a segme
 work. Masks and fills are written for rows; the decorators here make them take a single segment, too.
 """
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 
 import tensorflow as tf
-
 
 # Half of the time in which a pipeline is built goes into the search for Python's `if` and `for` in its functions. Ours
 # have none that depend on tensors.

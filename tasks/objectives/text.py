@@ -3,8 +3,8 @@
 Alternatives that T5's authors tried beside those of the paper, under their names.
 """
 
-from collections.abc import Sequence
 import math
+from collections.abc import Sequence
 
 import seqio
 import tensorflow as tf
@@ -61,9 +61,7 @@ def random_split_text(
     return split(dataset).unbatch()
 
 
-def split_text_to_words(
-    dataset: tf.data.Dataset, text_key: str = "text", min_num_words: int = 2
-) -> tf.data.Dataset:
+def split_text_to_words(dataset: tf.data.Dataset, text_key: str = "text", min_num_words: int = 2) -> tf.data.Dataset:
     """Adds `words` [n], the text cut at blanks; leaves out texts of fewer words."""
 
     def split(example):

@@ -4,19 +4,14 @@ Source: Tay et al. 2022, "UL2: Unifying Language Learning Paradigms" (https://ar
 paper leaves the shares of the denoisers open; here every one is as likely as the others, unless told otherwise.
 """
 
-from collections.abc import Mapping, Sequence
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import seqio
 import tensorflow as tf
 
 from t5x_lite.errors import UserError
-from t5x_lite.tasks.objectives import chains
-from t5x_lite.tasks.objectives import denoising
-from t5x_lite.tasks.objectives import documents
-from t5x_lite.tasks.objectives import fills
-from t5x_lite.tasks.objectives import masks
-from t5x_lite.tasks.objectives import rows
+from t5x_lite.tasks.objectives import chains, denoising, documents, fills, masks, rows
 from t5x_lite.tasks.objectives.names import configurable
 
 
@@ -70,8 +65,9 @@ def ul2(
     vocabulary = output_features["targets"].vocabulary
     encoded = [vocabulary.encode(d.mode) if d.mode else [] for d in denoisers]
     modes = tf.ragged.constant(encoded, tf.int32, ragged_rank=1)
-    lengths = tf.constant([
-        _tokens(d, len(mode), sequence_length, output_features) for d, mode in zip(denoisers, encoded, strict=True)])
+    lengths = tf.constant(
+        [_tokens(d, len(mode), sequence_length, output_features) for d, mode in zip(denoisers, encoded, strict=True)]
+    )
     rates = tf.math.log([[d.rate for d in denoisers]])
     density = tf.constant([d.noise_density for d in denoisers])
     span = tf.constant([d.mean_span_length or 1.0 for d in denoisers])
@@ -98,11 +94,15 @@ def ul2(
         noise = tokens.with_values(tf.where(in_prefix, tf.logical_not(kept.values), spans.values))
 
         # 3. Both sides; those of a prefix without their one sentinel.
-        sides = {"inputs": fills.noise_span_to_unique_sentinel(tokens, noise, vocabulary, ()),
-                 "targets": fills.nonnoise_span_to_unique_sentinel(tokens, noise, vocabulary, ())}
+        sides = {
+            "inputs": fills.noise_span_to_unique_sentinel(tokens, noise, vocabulary, ()),
+            "targets": fills.nonnoise_span_to_unique_sentinel(tokens, noise, vocabulary, ()),
+        }
         first = fills.sentinel_id(vocabulary)
-        sides = {k: rows.keep(v, tf.logical_not(tf.logical_and(v.values == first, rows.of(v, is_prefix))))
-                 for k, v in sides.items()}
+        sides = {
+            k: rows.keep(v, tf.logical_not(tf.logical_and(v.values == first, rows.of(v, is_prefix))))
+            for k, v in sides.items()
+        }
         return sides | {"inputs": tf.concat([tf.gather(modes, drawn), sides["inputs"]], axis=1)}
 
     return rows.apart(corrupt(documents.pieces(dataset)))

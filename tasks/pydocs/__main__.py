@@ -7,8 +7,7 @@ import time
 import tensorflow_datasets as tfds
 import tqdm
 
-from t5x_lite.tasks.pydocs import builder
-from t5x_lite.tasks.pydocs import corpus
+from t5x_lite.tasks.pydocs import builder, corpus
 
 
 def bars(stage: str, total: int):
@@ -32,8 +31,11 @@ def main() -> None:
     info = tfds.builder_from_directory(folder).info
     print(f"{folder} ({time.monotonic() - start:.0f} s)")
     _, versions = corpus.installed_sources()
-    changed = sorted(k for k in versions.keys() | info.metadata["versions"].keys()
-                     if versions.get(k) != info.metadata["versions"].get(k))
+    changed = sorted(
+        k
+        for k in versions.keys() | info.metadata["versions"].keys()
+        if versions.get(k) != info.metadata["versions"].get(k)
+    )
     if changed:
         print(f"Built from other versions of {', '.join(changed)}; delete the folder to build it anew.")
     counts = info.metadata["libraries"]

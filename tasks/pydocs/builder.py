@@ -5,8 +5,6 @@ vocabulary and the report on near duplicates. tensorflow-datasets writes it unde
 end, so it is complete or absent.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import fcntl
 import hashlib
@@ -15,14 +13,14 @@ import json
 import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
-from etils import epath
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from t5x_lite.tasks.pydocs import corpus
-from t5x_lite.tasks.pydocs import near_duplicates
-from t5x_lite.tasks.pydocs import vocabulary
+from t5x_lite.tasks.pydocs import corpus, near_duplicates, vocabulary
 
 SPLITS = ("train", "validation", "test")
 REPORT_FILE_NAME = "near_duplicates.json"
@@ -61,9 +59,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     # `importlib_resources`, which it does not install.
     code_path = None
 
-    def __init__(
-        self, *, sources: Sequence[corpus.Source] | None = None, progress: Progress | None = None, **kwargs
-    ):
+    def __init__(self, *, sources: Sequence[corpus.Source] | None = None, progress: Progress | None = None, **kwargs):
         self._sources = sources
         self._progress = progress or (lambda stage, total: lambda done: None)
         super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD, **kwargs)
@@ -108,13 +104,16 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
             summary, body = summarize(document.text)
             if not can_be_asked_for(summary, body):
                 summary = ""
-            yield digest(document.text).hex(), {
-                "text": document.text,
-                "summary": summary,
-                "body": body,
-                "library": document.library,
-                "name": document.name,
-            }
+            yield (
+                digest(document.text).hex(),
+                {
+                    "text": document.text,
+                    "summary": summary,
+                    "body": body,
+                    "library": document.library,
+                    "name": document.name,
+                },
+            )
 
     def _write(self, name: str, content: bytes) -> None:
         (epath.Path(self.data_dir) / name).write_bytes(content)  # still the folder under its other name

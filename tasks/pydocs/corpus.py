@@ -7,7 +7,6 @@ file reads its share of the source files without importing TensorFlow first.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
 import dataclasses
 import importlib.metadata
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 
 MIN_CHARACTERS = 200  # shorter ones ("Returns the name.") say nothing that could be summarized or told apart
 MAX_CHARACTERS = 20_000  # a handful of longer ones would outweigh whole libraries
@@ -69,7 +69,15 @@ LIBRARIES = {
 # Parts of the standard library that many systems ship separately or not at all.
 _OPTIONAL_STANDARD = {"ensurepip", "idlelib", "lib2to3", "test", "tkinter", "turtledemo", "venv"}
 _SKIPPED_FOLDERS = {
-    "test", "tests", "testing", "testdata", "_vendor", "vendored", "__pycache__", "dummy_data", "fake_data"
+    "test",
+    "tests",
+    "testing",
+    "testdata",
+    "_vendor",
+    "vendored",
+    "__pycache__",
+    "dummy_data",
+    "fake_data",
 }
 _WORTH_PARSING = re.compile(r'("""|\'\'\').{%d}' % (MIN_CHARACTERS // 2), re.DOTALL)
 # Left in generated code where nobody has written anything.

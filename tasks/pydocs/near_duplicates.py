@@ -6,10 +6,10 @@ documents"), each is then checked exactly, and what hangs together becomes one c
 `leaks` counts what is left between splits by another road: exact set intersections, no hashing of sketches.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
 import re
 import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
 import datasketch
 import numpy as np

@@ -3,12 +3,8 @@
 import seqio
 import tensorflow as tf
 
-from t5x_lite.tasks import postprocessors
-from t5x_lite.tasks import preprocessors
-from t5x_lite.tasks import unsupervised
-from t5x_lite.tasks.pydocs import metrics
-from t5x_lite.tasks.pydocs import source
-from t5x_lite.tasks.pydocs import vocabulary
+from t5x_lite.tasks import postprocessors, preprocessors, unsupervised
+from t5x_lite.tasks.pydocs import metrics, source, vocabulary
 
 
 def summarize(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -22,7 +18,8 @@ def summarize(dataset: tf.data.Dataset) -> tf.data.Dataset:
         }
 
     return dataset.filter(lambda example: example["summary"] != "").map(
-        text_to_text, num_parallel_calls=tf.data.AUTOTUNE)
+        text_to_text, num_parallel_calls=tf.data.AUTOTUNE
+    )
 
 
 def library(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -51,7 +48,8 @@ for _name, _objective in (
     ("pydocs_unsupervised", preprocessors.unsupervised),  # whatever gin says: --gin_file=objectives/NAME.gin
 ):
     unsupervised.add_task(
-        _name, _source, unsupervised.features(_vocabulary), _objective, seqio.preprocessors.append_eos_after_trim)
+        _name, _source, unsupervised.features(_vocabulary), _objective, seqio.preprocessors.append_eos_after_trim
+    )
 
 for _name, _text_to_text, _metric in (
     ("pydocs_summarize", summarize, metrics.rouge),

@@ -9,14 +9,14 @@ Where pieces of equal likelihood can change places ("``" and "`"), tensorflow-te
 different orders: the ids differ then, their number and the text do not.
 """
 
-from collections.abc import Sequence
 import io
 import random
 import tempfile
+from collections.abc import Sequence
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 import seqio
+from sentencepiece import sentencepiece_model_pb2
 
 EXTRA_IDS = 100
 SIZE = 4096

@@ -54,8 +54,9 @@ def by_arrays(queries, keys, values, bias, mask: Mask):
 def by_cudnn(queries, keys, values, bias, mask: Mask):
     bias = None if bias is None else bias[None].astype(queries.dtype)
     queries, keys, values = (x.transpose(0, 2, 1, 3) for x in (queries, keys, values))
-    return jax.nn.dot_product_attention(queries, keys, values, bias, scale=1.0, is_causal=mask.causal,
-                                        implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        queries, keys, values, bias, scale=1.0, is_causal=mask.causal, implementation="cudnn"
+    )
 
 
 def gradients(way, with_bias, causal, weights):
@@ -69,8 +70,10 @@ def gradients(way, with_bias, causal, weights):
 
 
 def check(h: int, k: int) -> None:
-    table = monitor.Table(["shape", "dtype", "way", "output", "queries", "keys", "values", "bias"],
-                          title="norm of the difference to float32 by arrays / norm")
+    table = monitor.Table(
+        ["shape", "dtype", "way", "output", "queries", "keys", "values", "bias"],
+        title="norm of the difference to float32 by arrays / norm",
+    )
     for name, (q, m, with_bias, causal) in SHAPES.items():
         weights = jnp.asarray(np.random.default_rng(1).standard_normal((4, q, h, k)), jnp.float32)
         arrays, ids = arguments_of(4, h, k, q, m, jnp.bfloat16)
@@ -80,10 +83,17 @@ def check(h: int, k: int) -> None:
             expected = [out, *grads]
         for way in (by_arrays, by_tiles):
             (_, out), grads = gradients(way, with_bias, causal, weights)(arrays, ids)
-            off = [float(jnp.linalg.norm((a - e).astype(jnp.float32)) / jnp.linalg.norm(e))
-                   for a, e in zip([out, *grads], expected, strict=True)]
-            table.add(name, "bfloat16", way.__name__, *(f"{x:.1e}" for x in off[: 5 if with_bias else 4]),
-                      *([] if with_bias else [""]))
+            off = [
+                float(jnp.linalg.norm((a - e).astype(jnp.float32)) / jnp.linalg.norm(e))
+                for a, e in zip([out, *grads], expected, strict=True)
+            ]
+            table.add(
+                name,
+                "bfloat16",
+                way.__name__,
+                *(f"{x:.1e}" for x in off[: 5 if with_bias else 4]),
+                *([] if with_bias else [""]),
+            )
     print(table, flush=True)
 
 
@@ -109,12 +119,17 @@ def speed(b: int, h: int, k: int, repeats: int, shapes: str) -> None:
         for way, its_ids in ((by_arrays, ids), (by_tiles, ids), (by_cudnn, [])):
             mask = Mask(segments=tuple(its_ids), causal=causal) if its_ids else Mask(causal=causal)
             try:
-                forward = jax.jit(lambda *x, way=way, mask=mask, with_bias=with_bias:
-                                  way(*x[:3], x[3] if with_bias else None, mask))
+                forward = jax.jit(
+                    lambda *x, way=way, mask=mask, with_bias=with_bias: way(*x[:3], x[3] if with_bias else None, mask)
+                )
                 both = gradients(way, with_bias, causal, weights)
-                table.add(name, way.__name__, f"{clock(forward, *arrays, repeats=repeats):.3f}",
-                          f"{clock(both, arrays, its_ids, repeats=repeats):.3f}")
-            except Exception as error:  # noqa: BLE001  (cuDNN refuses some shapes: that is a result)
+                table.add(
+                    name,
+                    way.__name__,
+                    f"{clock(forward, *arrays, repeats=repeats):.3f}",
+                    f"{clock(both, arrays, its_ids, repeats=repeats):.3f}",
+                )
+            except Exception as error:
                 table.add(name, way.__name__, "", str(error).splitlines()[0][:90])
     print(table, flush=True)
 
@@ -126,10 +141,12 @@ def tune(b: int, h: int, k: int, repeats: int) -> None:
     forward = (queries, keys, values, *ids, arrays[3])
     mixed, highest, inverse = jax.jit(lambda *x: flash_attention._forward_tiles(False, *x))(*forward)
     backward = (queries, keys, values, mixed, highest, inverse, highest, inverse, *ids, arrays[3])
-    functions = {"FORWARD": (flash_attention._forward_tiles, forward),
-                 "BACKWARD_KEYS": (flash_attention._backward_keys, backward),
-                 "BACKWARD_QUERIES": (flash_attention._backward_queries, backward),
-                 "BACKWARD_BIAS": (flash_attention._backward_bias, backward)}
+    functions = {
+        "FORWARD": (flash_attention._forward_tiles, forward),
+        "BACKWARD_KEYS": (flash_attention._backward_keys, backward),
+        "BACKWARD_QUERIES": (flash_attention._backward_queries, backward),
+        "BACKWARD_BIAS": (flash_attention._backward_bias, backward),
+    }
     for name, all_settings in SETTINGS.items():
         function, its_arguments = functions[name]
         usual = getattr(flash_attention, name)
@@ -143,7 +160,7 @@ def tune(b: int, h: int, k: int, repeats: int) -> None:
                 ms = clock(jax.jit(lambda *x, f=function: f(False, *x)), *its_arguments, repeats=repeats)
                 table.add(name, str(settings), f"{ms:.3f}")
                 times[settings] = ms
-            except Exception as error:  # noqa: BLE001  (too much shared memory, say)
+            except Exception as error:
                 table.add(name, str(settings), str(error).splitlines()[0][:90])
         setattr(flash_attention, name, min(times, key=times.get, default=usual))
         print(f"{name} = {getattr(flash_attention, name)}")

@@ -60,8 +60,10 @@ def compare(arguments) -> dict:
     config_changes = {name: _number(value) for name, value in config_changes.items()}
     configuration.parse([f"models/{arguments.model}.gin"], [])
     config = T5Config()
-    setup = {name: getattr(arguments, name) for name in
-             ("work", "model", "b", "s", "t", "dtype", "optimizer", "steps", "packed")}
+    setup = {
+        name: getattr(arguments, name)
+        for name in ("work", "model", "b", "s", "t", "dtype", "optimizer", "steps", "packed")
+    }
     setup |= {"config": config_changes, "shape": json.dumps(config.to_dict())}
     sides = [Side(name, setup) for name in arguments.sides.split(",")]
     for side in sides:  # they compile side by side, and then take turns
@@ -83,9 +85,14 @@ def compare(arguments) -> dict:
         median = statistics.median(side.seconds)
         made = arguments.b * ((arguments.s + arguments.t) if arguments.work == "train" else arguments.t)
         results["sides"][side.name] = {
-            "seconds": median, "range": [min(side.seconds), max(side.seconds)], "all": side.seconds,
-            "rows_per_second": arguments.b / median, "tokens_per_second": made / median,
-            "peak_gib": side.peak_bytes / 2**30, "start": side.ready, "loss": side.loss,
+            "seconds": median,
+            "range": [min(side.seconds), max(side.seconds)],
+            "all": side.seconds,
+            "rows_per_second": arguments.b / median,
+            "tokens_per_second": made / median,
+            "peak_gib": side.peak_bytes / 2**30,
+            "start": side.ready,
+            "loss": side.loss,
             **({"tflops": useful / median / 1e12} if arguments.work == "train" else {}),
         }
     for side in sides[1:]:
@@ -120,8 +127,10 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, help="a file to which the results are added, one line")
     arguments = parser.parse_args()
     results = compare(arguments)
-    title = (f"{arguments.work} {arguments.model} {arguments.dtype}, {arguments.b} rows of "
-             f"{arguments.s}/{arguments.t}, {results['device']}")
+    title = (
+        f"{arguments.work} {arguments.model} {arguments.dtype}, {arguments.b} rows of "
+        f"{arguments.s}/{arguments.t}, {results['device']}"
+    )
     columns = ["side", "median s", "from", "to", "rows/s", "TFLOP/s", "peak GiB", "ours is faster by"]
     table = monitor.Table(columns, title=title)
     for name, r in results["sides"].items():
@@ -130,8 +139,15 @@ def main() -> None:
             continue
         tflops = f"{r['tflops']:.3g}" if "tflops" in r else ""
         ratio = f"{r['ratio']:.2f}" if "ratio" in r else ""
-        table.add(name, f"{r['seconds']:.4g}", *(f"{x:.4g}" for x in r["range"]), f"{r['rows_per_second']:,.1f}", tflops,
-                  f"{r['peak_gib']:.1f}", ratio)
+        table.add(
+            name,
+            f"{r['seconds']:.4g}",
+            *(f"{x:.4g}" for x in r["range"]),
+            f"{r['rows_per_second']:,.1f}",
+            tflops,
+            f"{r['peak_gib']:.1f}",
+            ratio,
+        )
     print(table, flush=True)
     if arguments.json:
         with arguments.json.open("a") as file:

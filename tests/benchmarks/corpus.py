@@ -53,10 +53,23 @@ def run(folder: pathlib.Path, identifier: str, workers: int) -> tuple[float, flo
     """(seconds, CPU seconds, peak of memory in MiB) of one run."""
     with tempfile.TemporaryDirectory() as out:
         started = time.monotonic()
-        process = psutil.Popen([
-            sys.executable, "-P", "-m", "t5x_lite", "corpus", "--variant=en", f"--input={folder}/*.gz",
-            f"--output_dir={out}", "--gin.BAD_WORDS=None", f"--gin.CorpusRules.identifier={identifier}",
-            f"--gin.corpus.workers={workers}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = psutil.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "t5x_lite",
+                "corpus",
+                "--variant=en",
+                f"--input={folder}/*.gz",
+                f"--output_dir={out}",
+                "--gin.BAD_WORDS=None",
+                f"--gin.CorpusRules.identifier={identifier}",
+                f"--gin.corpus.workers={workers}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         peak, cpu = [0.0], {}
 
         def sample():
@@ -96,12 +109,22 @@ def main() -> None:
             for identifier in args.identifier.split(","):
                 for workers in map(int, args.workers.split(",")):
                     seconds, cpu, peak = run(pathlib.Path(folder), identifier, workers)
-                    row = {"identifier": identifier, "workers": workers, "text_mb": size / 1e6, "seconds": seconds,
-                           "cpu_seconds": cpu, "mb_per_s": size / 1e6 / seconds, "mb_per_cpu_s": size / 1e6 / cpu,
-                           "peak_mib": peak, "month_cpu_days": MONTH_BYTES / (size / cpu) / 86400}
+                    row = {
+                        "identifier": identifier,
+                        "workers": workers,
+                        "text_mb": size / 1e6,
+                        "seconds": seconds,
+                        "cpu_seconds": cpu,
+                        "mb_per_s": size / 1e6 / seconds,
+                        "mb_per_cpu_s": size / 1e6 / cpu,
+                        "peak_mib": peak,
+                        "month_cpu_days": MONTH_BYTES / (size / cpu) / 86400,
+                    }
                     rows.append(row)
-                    print("  ".join(f"{k} {v:,.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
-                          flush=True)
+                    print(
+                        "  ".join(f"{k} {v:,.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+                        flush=True,
+                    )
     # What starting takes is in every row; between two sizes of input it drops out.
     for identifier in args.identifier.split(","):
         for workers in map(int, args.workers.split(",")):
@@ -111,10 +134,12 @@ def main() -> None:
                 more = last["text_mb"] - first["text_mb"]
                 rate = more / (last["seconds"] - first["seconds"])
                 cpu_rate = more / (last["cpu_seconds"] - first["cpu_seconds"])
-                print(f"{identifier}, {workers} worker(s), starting left out: {rate:.2f} MB/s, {cpu_rate:.2f} MB a CPU "
-                      f"second; a month of Common Crawl {MONTH_BYTES / 1e6 / cpu_rate / 86400:,.0f} CPU-days (C4: "
-                      f"{C4_CPU_DAYS}); memory × {last['peak_mib'] / first['peak_mib']:.2f} for input × "
-                      f"{last['text_mb'] / first['text_mb']:.1f}")
+                print(
+                    f"{identifier}, {workers} worker(s), starting left out: {rate:.2f} MB/s, {cpu_rate:.2f} MB a CPU "
+                    f"second; a month of Common Crawl {MONTH_BYTES / 1e6 / cpu_rate / 86400:,.0f} CPU-days (C4: "
+                    f"{C4_CPU_DAYS}); memory × {last['peak_mib'] / first['peak_mib']:.2f} for input × "
+                    f"{last['text_mb'] / first['text_mb']:.1f}"
+                )
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(rows, indent=1))
 

@@ -24,8 +24,12 @@ from tests.benchmarks.plan_order import BATCH_SIZE, CONFIG, LENGTHS, batch_of
 
 def trainer_of(config, mesh: dict[str, int]) -> Trainer:
     number = mesh["data"] * mesh["fsdp"] * mesh["tensor"]
-    return Trainer(Model(config), optimizers.adafactor(optimizers.constant_rate(1e-3)), Loss(),
-                   MeshConfig(mesh).build(jax.devices()[:number]))
+    return Trainer(
+        Model(config),
+        optimizers.adafactor(optimizers.constant_rate(1e-3)),
+        Loss(),
+        MeshConfig(mesh).build(jax.devices()[:number]),
+    )
 
 
 def compiled(trainer: Trainer):
@@ -33,14 +37,17 @@ def compiled(trainer: Trainer):
 
 
 def depth() -> monitor.Table:
-    table = monitor.Table(["layers in each stack", "compiled in s, scanned", "not scanned"],
-                          title="compile time, data 2 × fsdp 2 × tensor 2")
+    table = monitor.Table(
+        ["layers in each stack", "compiled in s, scanned", "not scanned"],
+        title="compile time, data 2 × fsdp 2 × tensor 2",
+    )
     for layers in (6, 12, 24, 48):
         config = dataclasses.replace(CONFIG, num_encoder_layers=layers, num_decoder_layers=layers)
         seconds = []
         for scan in (True, False) if layers <= 12 else (True,):
-            made = compiled(trainer_of(dataclasses.replace(config, scan_layers=scan),
-                                       {"data": 2, "fsdp": 2, "tensor": 2}))
+            made = compiled(
+                trainer_of(dataclasses.replace(config, scan_layers=scan), {"data": 2, "fsdp": 2, "tensor": 2})
+            )
             seconds.append(f"{made.seconds:.1f}")
         table.add(layers, *seconds, *[""] * (2 - len(seconds)))
     return table
@@ -63,8 +70,10 @@ def devices() -> monitor.Table:
 
 
 def memory() -> monitor.Table:
-    table = monitor.Table(["fsdp", "parameters and optimizer state MiB a device", "× fsdp, of one device's"],
-                          title="memory with the FSDP degree")
+    table = monitor.Table(
+        ["fsdp", "parameters and optimizer state MiB a device", "× fsdp, of one device's"],
+        title="memory with the FSDP degree",
+    )
     whole = None
     for number in (1, 2, 4, 8):
         state = State.of(trainer_of(CONFIG, {"data": 1, "fsdp": number, "tensor": 1}))

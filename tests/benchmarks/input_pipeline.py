@@ -21,11 +21,11 @@ from collections.abc import Iterator
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import seqio  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import seqio
+import tensorflow as tf
 
-import t5x_lite.tasks  # noqa: E402,F401  (registers)
-from t5x_lite import data, monitor, seqio_blocks  # noqa: E402
+import t5x_lite.tasks  # noqa: F401  (registers)
+from t5x_lite import data, monitor, seqio_blocks
 
 TASK = "pydocs_span_corruption"
 LENGTHS = {"inputs": 512, "targets": 114}
@@ -58,7 +58,8 @@ def text_rows() -> Iterator[data.Row]:
 
 def cached_rows(seqio_packing: bool) -> Iterator[data.Row]:
     dataset = seqio.TaskRegistry.get(TASK).get_dataset(
-        LENGTHS, "train", use_cached=True, seed=0, num_epochs=None, try_in_mem_cache=False)
+        LENGTHS, "train", use_cached=True, seed=0, num_epochs=None, try_in_mem_cache=False
+    )
     if seqio_packing:
         return seqio_blocks.rows_of(seqio.EncDecFeatureConverter(pack=True)(dataset, LENGTHS))
     return seqio_blocks.rows_of(seqio_blocks.convert(dataset, LENGTHS, packing=True))
@@ -99,8 +100,13 @@ def main() -> None:
     columns = ["source", "rows/s", "tokens/s", "full %", "CPU µs/row"]
     table = monitor.Table(columns, title=f"512/114 packed, {cores} cores")
     for name, r in results.items():
-        table.add(name, f"{r['rows_per_second']:,.0f}", f"{r['tokens_per_second']:,.0f}", f"{100 * r['full']:.1f}",
-                  f"{r['cpu_microseconds_per_row']:,.0f}")
+        table.add(
+            name,
+            f"{r['rows_per_second']:,.0f}",
+            f"{r['tokens_per_second']:,.0f}",
+            f"{100 * r['full']:.1f}",
+            f"{r['cpu_microseconds_per_row']:,.0f}",
+        )
     print(table)
     if arguments.json:
         summary = {"cores": cores, "task": TASK, "lengths": LENGTHS, "sources": results}

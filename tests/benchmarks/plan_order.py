@@ -22,16 +22,22 @@ from t5x_lite.plan.hardware import Hardware
 from t5x_lite.plan.search import search_ways
 from t5x_lite.trainer import Trainer
 
-CONFIG = T5Config(vocab_size=4096, emb_dim=256, num_heads=8, head_dim=32, mlp_dim=512, num_encoder_layers=4,
-                  num_decoder_layers=4)
+CONFIG = T5Config(
+    vocab_size=4096, emb_dim=256, num_heads=8, head_dim=32, mlp_dim=512, num_encoder_layers=4, num_decoder_layers=4
+)
 BATCH_SIZE, LENGTHS = 32, {"inputs": 256, "targets": 64}
 
 
 def batch_of(trainer: Trainer) -> dict:
     rng = np.random.default_rng(0)
-    tokens = {name: rng.integers(3, CONFIG.vocab_size, (BATCH_SIZE, n)) for name, n in (
-        ("encoder_input_tokens", LENGTHS["inputs"]), ("decoder_input_tokens", LENGTHS["targets"]),
-        ("decoder_target_tokens", LENGTHS["targets"]))}
+    tokens = {
+        name: rng.integers(3, CONFIG.vocab_size, (BATCH_SIZE, n))
+        for name, n in (
+            ("encoder_input_tokens", LENGTHS["inputs"]),
+            ("decoder_input_tokens", LENGTHS["targets"]),
+            ("decoder_target_tokens", LENGTHS["targets"]),
+        )
+    }
     tokens["decoder_loss_weights"] = np.ones((BATCH_SIZE, LENGTHS["targets"]))
     return {name: jax.device_put(x.astype(np.int32), trainer.partitioner.batch) for name, x in tokens.items()}
 
@@ -62,8 +68,10 @@ def main() -> None:
         table.add(*way.mesh.values(), way.remat, f"{1e3 * way.estimate.step:,.0f}", f"{1e3 * seconds:,.0f}")
     print(table.markdown())
     foreseen = [way.estimate.step for way in ways]
-    print(f"\nSpearman's rank correlation {scipy.stats.spearmanr(foreseen, measured).statistic:.2f}; the way that is "
-          f"foreseen to be the fastest takes {measured[0] / min(measured):.2f} times as long as the fastest")
+    print(
+        f"\nSpearman's rank correlation {scipy.stats.spearmanr(foreseen, measured).statistic:.2f}; the way that is "
+        f"foreseen to be the fastest takes {measured[0] / min(measured):.2f} times as long as the fastest"
+    )
 
 
 if __name__ == "__main__":

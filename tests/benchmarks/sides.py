@@ -40,8 +40,10 @@ class Ours(Side):
         from t5x_lite.models import Model, T5Config
 
         self.jax, self.setup = jax, setup
-        bindings = [f"T5Config.{name}={value!r}" for name, value in
-                    {"dtype": setup["dtype"], "dropout_rate": 0.0, **setup["config"]}.items()]
+        bindings = [
+            f"T5Config.{name}={value!r}"
+            for name, value in {"dtype": setup["dtype"], "dropout_rate": 0.0, **setup["config"]}.items()
+        ]
         configuration.parse([f"models/{setup['model']}.gin"], bindings)
         self.config = T5Config()
         self.model = Model(self.config)
@@ -63,9 +65,12 @@ class Ours(Side):
         trainer = Trainer(self.model, optimizer, Loss(), partitioner)
         state = trainer.init()
         inputs, targets = tokens(self.setup, self.config.vocab_size)
-        batch = {"encoder_input_tokens": inputs, "decoder_target_tokens": targets,
-                 "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-                 "decoder_loss_weights": np.ones_like(targets)}
+        batch = {
+            "encoder_input_tokens": inputs,
+            "decoder_target_tokens": targets,
+            "decoder_input_tokens": np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_loss_weights": np.ones_like(targets),
+        }
         if self.setup["packed"]:
             batch["encoder_segment_ids"] = np.ones_like(inputs)
             batch["decoder_segment_ids"] = np.ones_like(targets)
@@ -109,10 +114,17 @@ class HuggingFace(Side):
         torch.set_float32_matmul_precision("high")
         c = json.loads(setup["shape"])
         config = transformers.T5Config(
-            vocab_size=c["vocab_size"], d_model=c["emb_dim"], d_kv=c["head_dim"], d_ff=c["mlp_dim"],
-            num_layers=c["num_encoder_layers"], num_decoder_layers=c["num_decoder_layers"], num_heads=c["num_heads"],
-            feed_forward_proj="gated-gelu" if len(c["mlp_activations"]) == 2 else "relu", dropout_rate=0.0,
-            decoder_start_token_id=0)
+            vocab_size=c["vocab_size"],
+            d_model=c["emb_dim"],
+            d_kv=c["head_dim"],
+            d_ff=c["mlp_dim"],
+            num_layers=c["num_encoder_layers"],
+            num_decoder_layers=c["num_decoder_layers"],
+            num_heads=c["num_heads"],
+            feed_forward_proj="gated-gelu" if len(c["mlp_activations"]) == 2 else "relu",
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+        )
         model = transformers.T5ForConditionalGeneration(config)
         if not c["logits_via_embedding"]:
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -161,8 +173,9 @@ class HuggingFace(Side):
 
         def turn():
             with torch.inference_mode():
-                ids = model.generate(self.inputs, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False,
-                                     num_beams=beams)
+                ids = model.generate(
+                    self.inputs, max_new_tokens=n_tokens, min_new_tokens=n_tokens, do_sample=False, num_beams=beams
+                )
             assert ids.cpu().shape[1] == n_tokens + 1
 
         self.turn = turn
@@ -174,8 +187,9 @@ class HuggingFace(Side):
 def tokens(setup, vocab_size: int):
     """int32 [b, s] and [b, t], the same for all sides."""
     rng = np.random.default_rng(0)
-    return tuple(rng.integers(3, min(vocab_size, 32_000), (setup["b"], n)).astype(np.int32)
-                 for n in (setup["s"], setup["t"]))
+    return tuple(
+        rng.integers(3, min(vocab_size, 32_000), (setup["b"], n)).astype(np.int32) for n in (setup["s"], setup["t"])
+    )
 
 
 def resident_peak() -> int:

@@ -3,10 +3,10 @@
 import re
 import shlex
 
-import gin
 import pytest
 from configurables import JOB, APart, a_job, a_schedule, another_schedule, error, write
 
+import gin
 from t5x_lite import configuration
 from t5x_lite.errors import UserError
 
@@ -15,12 +15,30 @@ from t5x_lite.errors import UserError
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("/tmp/x", "/tmp/x"), ("pydocs_summarize", "pydocs_summarize"), ("gs://a/b-c_1/2", "gs://a/b-c_1/2"),
-    ("2024-01-01", "2024-01-01"), ("two words", "two words"), ("a,b", "a,b"), ("1e-3", 1e-3), ("-2", -2), ("3", 3),
-    ("True", True), ("None", None), ('{"inputs": 512}', {"inputs": 512}), ("(1, 2)", (1, 2)), ("(1,)", (1,)),
-    ('"3"', "3"), ("'/a b'", "/a b"), ('"a # b"', "a # b"), ("[]", []), ("", None),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("/tmp/x", "/tmp/x"),
+        ("pydocs_summarize", "pydocs_summarize"),
+        ("gs://a/b-c_1/2", "gs://a/b-c_1/2"),
+        ("2024-01-01", "2024-01-01"),
+        ("two words", "two words"),
+        ("a,b", "a,b"),
+        ("1e-3", 1e-3),
+        ("-2", -2),
+        ("3", 3),
+        ("True", True),
+        ("None", None),
+        ('{"inputs": 512}', {"inputs": 512}),
+        ("(1, 2)", (1, 2)),
+        ("(1,)", (1,)),
+        ('"3"', "3"),
+        ("'/a b'", "/a b"),
+        ('"a # b"', "a # b"),
+        ("[]", []),
+        ("", None),
+    ],
+)
 def test_values(text, value):
     if text == "":
         assert "no value" in error(bindings=["a_job.lengths="])
@@ -37,15 +55,32 @@ def test_a_leading_tilde_is_the_home_folder(monkeypatch):
 
 
 def test_references_macros_and_scopes_on_the_command_line():
-    configuration.parse(bindings=["a_job.part=@s/APart()", "s/APart.width=%W", "s/APart.depth=2", "W=7",
-                                  "a_job.folder=%NEST/ED", "NEST/ED=x"])
+    configuration.parse(
+        bindings=[
+            "a_job.part=@s/APart()",
+            "s/APart.width=%W",
+            "s/APart.depth=2",
+            "W=7",
+            "a_job.folder=%NEST/ED",
+            "NEST/ED=x",
+        ]
+    )
     assert a_job()[:2] == (APart(7, 2), "x")
 
 
-@pytest.mark.parametrize(("text", "remedy"), [
-    ("true", "write True"), ("none", "write None"), ("1,2", "'(1,2)'"), ("(1,2", "brackets"), ('"abc', "quotes"),
-    ("@", "not a value"), ("=5", "not a value"), ("{1:}", "brackets"),
-])
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("true", "write True"),
+        ("none", "write None"),
+        ("1,2", "'(1,2)'"),
+        ("(1,2", "brackets"),
+        ('"abc', "quotes"),
+        ("@", "not a value"),
+        ("=5", "not a value"),
+        ("{1:}", "brackets"),
+    ],
+)
 def test_a_slip_is_not_taken_for_text(text, remedy):
     message = error(bindings=[f"a_job.lengths={text}"])
     assert message.startswith("--gin.a_job.lengths=") or message.startswith("--gin.a_job.lengths:")
@@ -66,11 +101,18 @@ def test_a_flag_without_a_value():
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "line", "words"), [
-    ("\na_job.folder = /tmp/x\n", 2, "text needs quotes"), ("x: 3\n", 1, "x: 3"), ('x = "abc\n', 1, "quote"),
-    ("import no_such_module_at_all\n", 1, "PYTHONPATH"), ("from __gin__ import nonsense\n", 1, "feature"),
-    ("x = y\n", 1, "text needs quotes"), ("a b\n", 1, "NAME = VALUE"),
-])
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("\na_job.folder = /tmp/x\n", 2, "text needs quotes"),
+        ("x: 3\n", 1, "x: 3"),
+        ('x = "abc\n', 1, "quote"),
+        ("import no_such_module_at_all\n", 1, "PYTHONPATH"),
+        ("from __gin__ import nonsense\n", 1, "feature"),
+        ("x = y\n", 1, "text needs quotes"),
+        ("a b\n", 1, "NAME = VALUE"),
+    ],
+)
 def test_bad_syntax_names_file_and_line(text, line, words):
     message = error([write("bad.gin", text)])
     assert message.startswith(f"bad.gin:{line}: ") and words in message
@@ -83,13 +125,16 @@ def test_an_open_bracket_and_bad_bytes():
     assert "bytes.gin cannot be read" in error(["bytes.gin"])
 
 
-@pytest.mark.parametrize(("binding", "words"), [
-    ("APart.widht = 1", "APart has no parameter 'widht' (did you mean width?)"),
-    ("APart.zzz = 1", "it has width, depth, schedule"),
-    ("Apart_.width = 1", "no configurable 'Apart_' (did you mean APart?)"),
-    ("a_job.part = @APrt()", "no configurable 'APrt' (did you mean APart?)"),
-    ("a_job.lengths = {'x': [@APrt]}", "no configurable 'APrt' (did you mean APart?)"),
-])
+@pytest.mark.parametrize(
+    ("binding", "words"),
+    [
+        ("APart.widht = 1", "APart has no parameter 'widht' (did you mean width?)"),
+        ("APart.zzz = 1", "it has width, depth, schedule"),
+        ("Apart_.width = 1", "no configurable 'Apart_' (did you mean APart?)"),
+        ("a_job.part = @APrt()", "no configurable 'APrt' (did you mean APart?)"),
+        ("a_job.lengths = {'x': [@APrt]}", "no configurable 'APrt' (did you mean APart?)"),
+    ],
+)
 def test_unknown_names(binding, words):
     message = error([write("my.gin", "# a line\n" + binding + "\n")])
     assert words in message and "(my.gin:2)" in message
@@ -104,7 +149,8 @@ def test_all_missing_values_are_named_at_once_with_flags_to_copy():
     assert message == (
         "not set: MODEL_DIR (needed at my.gin:3); DEPTH (needed at my.gin:5); TASK_FEATURE_LENGTHS (needed at "
         "my.gin:6); fixed of a_job. Add for example --gin.MODEL_DIR=/tmp/t5x_lite/run --gin.DEPTH=VALUE "
-        """--gin.TASK_FEATURE_LENGTHS='{"inputs": 512, "targets": 114}' --gin.a_job.fixed=VALUE""")
+        """--gin.TASK_FEATURE_LENGTHS='{"inputs": 512, "targets": 114}' --gin.a_job.fixed=VALUE"""
+    )
 
 
 def test_the_example_flags_can_be_pasted():
@@ -130,8 +176,11 @@ def test_parameters_without_a_value_are_found_before_the_call():
 
 def test_short_flags_are_named_where_there_are_some():
     with pytest.raises(UserError, match=re.escape("--model_dir=/tmp/t5x_lite/run --folder=VALUE")):
-        configuration.parse(bindings=["a_job.part=%MODEL_DIR"], root="a_job",
-                            flags={"MODEL_DIR": "--model_dir", "a_job.folder": "--folder"})
+        configuration.parse(
+            bindings=["a_job.part=%MODEL_DIR"],
+            root="a_job",
+            flags={"MODEL_DIR": "--model_dir", "a_job.folder": "--folder"},
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -152,7 +201,8 @@ def test_a_misspelt_macro_is_found_before_the_job_runs():
 
 def test_unread_parameters_are_told_with_the_reason():
     assert error(bindings=[*ENOUGH, "another_schedule.peak=1"], run=a_job).startswith(
-        "--gin.another_schedule.peak was read by nothing, since this job never used another_schedule")
+        "--gin.another_schedule.peak was read by nothing, since this job never used another_schedule"
+    )
     assert "never used in the scope s" in error(bindings=[*ENOUGH, "s/a_job.fixed=1"], run=a_job)
     assert "gives another value" in error(bindings=[*ENOUGH, "a_job.fixed=1"], run=lambda: a_job(fixed=2))
     message = error([write("my.gin", "\na_schedule.peak = 1\n")], ENOUGH, run=lambda: (a_job(), another_schedule()))
@@ -160,11 +210,14 @@ def test_unread_parameters_are_told_with_the_reason():
 
 
 def test_near_names_among_what_was_read():
-    message = error(bindings=[*ENOUGH, "another_schedule.peak=1"], run=lambda: (
-        a_job(), gin.bind_parameter("a_schedule.peak", 1), a_schedule()))
+    message = error(
+        bindings=[*ENOUGH, "another_schedule.peak=1"],
+        run=lambda: (a_job(), gin.bind_parameter("a_schedule.peak", 1), a_schedule()),
+    )
     assert "did you mean" not in message  # what was bound behind parse's back is not a name to recommend
-    message = error(bindings=[*ENOUGH, "another_schedule.peak=1", "a_schedule.peak=1"],
-                    run=lambda: (a_job(), a_schedule()))
+    message = error(
+        bindings=[*ENOUGH, "another_schedule.peak=1", "a_schedule.peak=1"], run=lambda: (a_job(), a_schedule())
+    )
     assert "(did you mean a_schedule.peak?)" in message
 
 
@@ -178,10 +231,21 @@ def test_a_macro_that_only_an_unread_binding_refers_to(shipped):
 
 
 def test_what_was_read_passes_through_scopes_references_and_uncalled_functions():
-    configuration.parse(bindings=[
-        *ENOUGH, "a_job.later=@s/t/APart", "s/APart.width=1", "APart.depth=2", "APart.schedule=@a_schedule()",
-        "a_schedule.peak=%PEAK", "PEAK=%DEEPER", "DEEPER=3", "a_job.lengths={'x': [%IN_LIST]}", "IN_LIST=5",
-    ], root="a_job")
+    configuration.parse(
+        bindings=[
+            *ENOUGH,
+            "a_job.later=@s/t/APart",
+            "s/APart.width=1",
+            "APart.depth=2",
+            "APart.schedule=@a_schedule()",
+            "a_schedule.peak=%PEAK",
+            "PEAK=%DEEPER",
+            "DEEPER=3",
+            "a_job.lengths={'x': [%IN_LIST]}",
+            "IN_LIST=5",
+        ],
+        root="a_job",
+    )
     assert a_job() == (1, "x", {"x": [5]}, 1, APart(1, 2, (3, 10)))
     configuration.check_all_read()
 
@@ -220,13 +284,19 @@ def record():
     """Parse a configuration with every kind of value, run it, and write down what it used."""
     write("part_of_test_module.py", "")
     write("my.gin", "import part_of_test_module\ninclude 'rest.gin'\na_job.part = @s/APart()\n")
-    write("rest.gin", "s/APart.width = %WIDTH\nWIDTH = %DEPTH\nDEPTH = 4\nAPart.depth = %DEPTH\na_job.folder = %DIR\n"
-                      "APart.schedule = @another_schedule()\nanother_schedule.peak = -1e-9\n"
-                      "a_job.later = @a_schedule\n")
-    text = "it's \"long\", " * 12 + "\n\ttabs"
+    write(
+        "rest.gin",
+        "s/APart.width = %WIDTH\nWIDTH = %DEPTH\nDEPTH = 4\nAPart.depth = %DEPTH\na_job.folder = %DIR\n"
+        "APart.schedule = @another_schedule()\nanother_schedule.peak = -1e-9\n"
+        "a_job.later = @a_schedule\n",
+    )
+    text = 'it\'s "long", ' * 12 + "\n\ttabs"
     lengths = {"inputs": 512, "nested": [(1,), {"text": text, "none": None, "macro": None}]}
-    parsed = configuration.parse(["my.gin"], ["DIR=/tmp/x", f"a_job.lengths={lengths!r}".replace(
-        "'macro': None", "'macro': %DEPTH")], root="a_job")
+    parsed = configuration.parse(
+        ["my.gin"],
+        ["DIR=/tmp/x", f"a_job.lengths={lengths!r}".replace("'macro': None", "'macro': %DEPTH")],
+        root="a_job",
+    )
     result = a_job(dry_run=True)
     configuration.check_all_read()
     return parsed, result, configuration.operative_config("train")
@@ -244,7 +314,11 @@ def test_the_operative_configuration_runs_again_as_it_is(tmp_path, monkeypatch):
     assert "a_job.dry_run" not in text  # given by the caller, so not a choice of the configuration
     values = configuration.operative_values()
     assert {name: values[name] for name in ("s/APart.width", "WIDTH", "DEPTH", "a_job.part")} == {
-        "s/APart.width": "%WIDTH", "WIDTH": "%DEPTH", "DEPTH": "4", "a_job.part": "@s/APart()"}
+        "s/APart.width": "%WIDTH",
+        "WIDTH": "%DEPTH",
+        "DEPTH": "4",
+        "a_job.part": "@s/APart()",
+    }
     write("recorded.gin", text)
     configuration.parse(["recorded.gin"], root="a_job")
     before = {key: dict(values) for key, values in gin.config._CONFIG.items()}
@@ -264,7 +338,8 @@ def test_a_recorded_configuration_serves_another_job_and_loses_to_the_user(tmp_p
     write("mine.gin", "a_schedule.peak = 2\n")
     parsed = configuration.parse(["mine.gin", "recorded.gin"])
     assert parsed.notes == (
-        "recorded.gin: skipped what this job does not know: gone_job.folder, a_job.zzz, a_schedule.peak",)
+        "recorded.gin: skipped what this job does not know: gone_job.folder, a_job.zzz, a_schedule.peak",
+    )
     assert a_schedule() == (2, 10)  # and nothing else of the recording is read
     configuration.check_all_read()
 
@@ -273,4 +348,5 @@ def test_a_macro_added_to_a_recorded_file_is_still_checked(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     _, _, text = record()
     assert "no binding refers to the macro DEPHT (did you mean DEPTH?)" in error(
-        [write("recorded.gin", text + "DEPHT = 5\n")])
+        [write("recorded.gin", text + "DEPHT = 5\n")]
+    )

@@ -3,17 +3,19 @@
 import os
 import sys
 
-import gin
 import pytest
 from configurables import APart, a_schedule, error, write
 
+import gin
 from t5x_lite import configuration, models
 
 
 def test_shipped_files_are_found_from_anywhere_and_named_canonically():
     parsed = configuration.parse(["models/t5_1_1/mini.gin"])
-    assert [file.name for file in parsed.files] == ["t5x_lite/gin/models/t5_1_1/mini.gin",
-                                                    "t5x_lite/gin/models/t5_1_1/family.gin"]
+    assert [file.name for file in parsed.files] == [
+        "t5x_lite/gin/models/t5_1_1/mini.gin",
+        "t5x_lite/gin/models/t5_1_1/family.gin",
+    ]
     assert all(os.path.isabs(file.path) and os.path.isfile(file.path) for file in parsed.files)
 
 
@@ -80,11 +82,13 @@ def test_a_file_included_twice_is_read_once_and_circles_end():
 def test_the_order_of_files_of_different_rank_does_not_matter(shipped, backwards):
     for folder in ("runs", "examples"):
         (shipped / folder).mkdir()
-    (shipped / "models" / "m.gin").write_text("a_schedule.peak = 0\na_schedule.steps = 0\nAPart.width = 0\n"
-                                              "APart.depth = 0\n")
+    (shipped / "models" / "m.gin").write_text(
+        "a_schedule.peak = 0\na_schedule.steps = 0\nAPart.width = 0\nAPart.depth = 0\n"
+    )
     (shipped / "runs" / "r.gin").write_text("a_schedule.peak = 1\na_schedule.steps = 1\nAPart.width = 1\n")
-    (shipped / "examples" / "e.gin").write_text("include 't5x_lite/gin/runs/r.gin'\na_schedule.peak = 2\n"
-                                                "a_schedule.steps = 2\n")
+    (shipped / "examples" / "e.gin").write_text(
+        "include 't5x_lite/gin/runs/r.gin'\na_schedule.peak = 2\na_schedule.steps = 2\n"
+    )
     write("mine.gin", "a_schedule.steps = 3\n")
     files = ["models/m.gin", "examples/e.gin", "mine.gin"]
     configuration.parse(files[::-1] if backwards else files)
@@ -115,7 +119,9 @@ def test_imports_run_before_names_are_looked_up(tmp_path, monkeypatch):
 def test_dynamic_registration_works_as_in_gin(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     write("plain_module_of_test.py", "def plain(x=1): return x\n")
-    write("dynamic.gin", "from __gin__ import dynamic_registration\nimport plain_module_of_test\n"
-                         "plain_module_of_test.plain.x = 7\n")
+    write(
+        "dynamic.gin",
+        "from __gin__ import dynamic_registration\nimport plain_module_of_test\nplain_module_of_test.plain.x = 7\n",
+    )
     configuration.parse(["dynamic.gin"])
     assert gin.get_configurable("plain")() == 7

@@ -44,8 +44,11 @@ PARAMETERS = {  # embeddings counted once when tied, twice when not; T5 1.0's ar
     "models/study/4x.gin": 972_590_080,
 }
 # Shapes of T5 1.1 under the names of what was trained on from there.
-PARAMETERS |= {f"models/{family}/{size}.gin": PARAMETERS[f"models/t5_1_1/{size}.gin"]
-               for family in ("t5_1_1_lm_adapted", "flan_t5") for size in ("small", "base", "large", "xl", "xxl")}
+PARAMETERS |= {
+    f"models/{family}/{size}.gin": PARAMETERS[f"models/t5_1_1/{size}.gin"]
+    for family in ("t5_1_1_lm_adapted", "flan_t5")
+    for size in ("small", "base", "large", "xl", "xxl")
+}
 # Trained, pretraining included, or meant to be finetuned with dropout; the others were pretrained without.
 WITH_DROPOUT = ("t5_1_0", "flan_t5", "study")
 

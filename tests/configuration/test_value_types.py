@@ -3,9 +3,9 @@
 import importlib
 import inspect
 
-import gin
 import pytest
 
+import gin
 from t5x_lite import cli, configuration, value_types
 from t5x_lite.errors import UserError
 from t5x_lite.models import T5Config
@@ -19,23 +19,26 @@ def configurables():
         importlib.import_module(module)
 
 
-@pytest.mark.parametrize("binding, says", [
-    ("BATCH_SIZE='many'", "--gin.BATCH_SIZE = 'many': train.batch_size takes a whole number"),
-    ("BATCH_SIZE=8.5", "train.batch_size takes a whole number"),
-    ("train.log_every=True", "--gin.train.log_every = True: takes a whole number"),
-    ("T5Config.dropout_rate='0'", "takes a number"),
-    ("Keep.last=[3]", "takes a whole number or None"),
-    ("MESH=[1, 2]", "Mesh.shape takes a dictionary such as {'a': 1}"),
-    ("MESH={'data': '1'}", "Mesh.shape takes a dictionary"),
-    ("Trainable.patterns='.*'", "takes a list such as ['a']"),
-    ("train.loss=@Mesh()", "takes a Loss, @name() or None"),
-    ("train.loss=@Loss", "takes a Loss, @name() or None"),
-    ("train.seed=@Loss()", "takes a whole number"),
-    ("train.model='t5'", "takes a T5Config, @name()"),
-    ("adafactor.learning_rate=1e-3", "takes a function, @name"),
-    ("train.allow_config_change=1", "takes True or False"),
-    ("NpzSource.vocabulary='a'", "takes a SentencePieceVocabulary, @name() or a ByteVocabulary, @name() or None"),
-])
+@pytest.mark.parametrize(
+    "binding, says",
+    [
+        ("BATCH_SIZE='many'", "--gin.BATCH_SIZE = 'many': train.batch_size takes a whole number"),
+        ("BATCH_SIZE=8.5", "train.batch_size takes a whole number"),
+        ("train.log_every=True", "--gin.train.log_every = True: takes a whole number"),
+        ("T5Config.dropout_rate='0'", "takes a number"),
+        ("Keep.last=[3]", "takes a whole number or None"),
+        ("MESH=[1, 2]", "Mesh.shape takes a dictionary such as {'a': 1}"),
+        ("MESH={'data': '1'}", "Mesh.shape takes a dictionary"),
+        ("Trainable.patterns='.*'", "takes a list such as ['a']"),
+        ("train.loss=@Mesh()", "takes a Loss, @name() or None"),
+        ("train.loss=@Loss", "takes a Loss, @name() or None"),
+        ("train.seed=@Loss()", "takes a whole number"),
+        ("train.model='t5'", "takes a T5Config, @name()"),
+        ("adafactor.learning_rate=1e-3", "takes a function, @name"),
+        ("train.allow_config_change=1", "takes True or False"),
+        ("NpzSource.vocabulary='a'", "takes a SentencePieceVocabulary, @name() or a ByteVocabulary, @name() or None"),
+    ],
+)
 def test_values_of_another_kind_are_refused(binding, says):
     files, bindings = TRAIN
     with pytest.raises(UserError) as e:
@@ -43,11 +46,23 @@ def test_values_of_another_kind_are_refused(binding, says):
     assert says in str(e.value)
 
 
-@pytest.mark.parametrize("binding", [
-    "BATCH_SIZE=8", "T5Config.dropout_rate=0", "Keep.last=None", "MESH={'data': -1}", "Trainable.patterns=['.*']",
-    "Trainable.patterns=('.*',)", "train.loss=None", "train.loss=@Loss()", "T5Config.lora=@LoRA()",
-    "T5Config.emb_dim=%WARMUP_STEPS", "NpzSource.vocabulary=@ByteVocabulary()", "NPZ_PATTERN='1'",
-])
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "BATCH_SIZE=8",
+        "T5Config.dropout_rate=0",
+        "Keep.last=None",
+        "MESH={'data': -1}",
+        "Trainable.patterns=['.*']",
+        "Trainable.patterns=('.*',)",
+        "train.loss=None",
+        "train.loss=@Loss()",
+        "T5Config.lora=@LoRA()",
+        "T5Config.emb_dim=%WARMUP_STEPS",
+        "NpzSource.vocabulary=@ByteVocabulary()",
+        "NPZ_PATTERN='1'",
+    ],
+)
 def test_values_of_the_right_kind_are_not(binding):
     files, bindings = TRAIN
     configuration.parse(files, [*bindings, binding], root="t5x_lite.train")

@@ -1,6 +1,7 @@
 """Which of several equal lines, or of three equal sentences in a row, stays."""
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from t5x_lite.corpus import rules
 
@@ -28,8 +29,10 @@ def without_lines(pages):
 
 def without_spans(pages):
     lost = lost_places(pages, lambda text: rules.span_units(rules.sentences_of_lines(text, split)))
-    return {name: rules.without_spans(text, rules.sentences_of_lines(text, split), lost[name])[0]
-            for name, text in pages.items()}
+    return {
+        name: rules.without_spans(text, rules.sentences_of_lines(text, split), lost[name])[0]
+        for name, text in pages.items()
+    }
 
 
 def test_lines_are_equal_in_lower_case_and_without_blanks_around_them():

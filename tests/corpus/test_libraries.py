@@ -10,10 +10,14 @@ from t5x_lite.corpus import cld3, libraries
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.errors import UserError
 
-ENGLISH = ("The house stands at the end of the road, and nobody has lived in it for as long as anyone can remember. "
-           "Some say that a sailor built it for his wife, who never came to see the place.")
-GERMAN = ("Das Haus steht am Ende der Straße, und niemand hat darin gewohnt, solange sich jemand erinnern kann. "
-          "Manche sagen, ein Seemann habe es für seine Frau gebaut, die den Ort nie gesehen hat.")
+ENGLISH = (
+    "The house stands at the end of the road, and nobody has lived in it for as long as anyone can remember. "
+    "Some say that a sailor built it for his wife, who never came to see the place."
+)
+GERMAN = (
+    "Das Haus steht am Ende der Straße, und niemand hat darin gewohnt, solange sich jemand erinnern kann. "
+    "Manche sagen, ein Seemann habe es für seine Frau gebaut, die den Ort nie gesehen hat."
+)
 
 
 def need(module):
@@ -21,14 +25,17 @@ def need(module):
         pytest.skip("needs the extra `corpus`")
 
 
-@pytest.mark.parametrize("text, sentences", [
-    ("Dr. Smith met Mrs. Jones at 5 p.m. on Monday. They had tea.", 2),
-    ("One. Two! Three? Four.", 4),
-    ("It costs 3.50 dollars, not much.", 1),
-    ('He said "Go." She went.', 2),
-    ("no mark at all", 1),
-    ("", 0),
-])
+@pytest.mark.parametrize(
+    "text, sentences",
+    [
+        ("Dr. Smith met Mrs. Jones at 5 p.m. on Monday. They had tea.", 2),
+        ("One. Two! Three? Four.", 4),
+        ("It costs 3.50 dollars, not much.", 1),
+        ('He said "Go." She went.', 2),
+        ("no mark at all", 1),
+        ("", 0),
+    ],
+)
 def test_sentences_are_counted_as_punkt_splits_them(text, sentences):
     pytest.importorskip("punkt", reason="needs the extra `corpus`")
     punkt = libraries.Sentences()
@@ -43,8 +50,12 @@ def test_sentences_run_across_lines():
 
 
 def test_a_punkt_model_of_ones_own(tmp_path):
-    for name, text in (("abbrev_types.txt", "xyz\n"), ("collocations.tab", ""), ("ortho_context.tab", ""),
-                       ("sent_starters.txt", "")):
+    for name, text in (
+        ("abbrev_types.txt", "xyz\n"),
+        ("collocations.tab", ""),
+        ("ortho_context.tab", ""),
+        ("sent_starters.txt", ""),
+    ):
         (tmp_path / name).write_text(text)
     punkt = libraries.Sentences(str(tmp_path))
     assert punkt.split("An xyz. Here. End.") == ["An xyz. Here.", "End."]
@@ -107,13 +118,16 @@ def test_lists_of_words(tmp_path):
         libraries.read_bad_words(str(tmp_path), ("de",))
 
 
-@pytest.mark.parametrize("binding, field, content, message", [
-    ("BAD_WORDS", "bad_words", None, "no such file; give a list of words, one a line"),
-    ("NEWS_DOMAINS", "news_domains", None, "no such file; give Grover's domain_to_allowed_subdomains.json"),
-    ("NEWS_DOMAINS", "news_domains", "{", "is no JSON"),
-    ("NEWS_DOMAINS", "news_domains", json.dumps(["a.com"]), "must map each domain to true or to a list"),
-    ("URL_LIST", "url_list", None, "give the lists of OpenWebText's addresses"),
-])
+@pytest.mark.parametrize(
+    "binding, field, content, message",
+    [
+        ("BAD_WORDS", "bad_words", None, "no such file; give a list of words, one a line"),
+        ("NEWS_DOMAINS", "news_domains", None, "no such file; give Grover's domain_to_allowed_subdomains.json"),
+        ("NEWS_DOMAINS", "news_domains", "{", "is no JSON"),
+        ("NEWS_DOMAINS", "news_domains", json.dumps(["a.com"]), "must map each domain to true or to a list"),
+        ("URL_LIST", "url_list", None, "give the lists of OpenWebText's addresses"),
+    ],
+)
 def test_files_that_are_not_there_or_something_else(tmp_path, binding, field, content, message):
     path = tmp_path / "file"
     if content is not None:
@@ -122,15 +136,18 @@ def test_files_that_are_not_there_or_something_else(tmp_path, binding, field, co
         CorpusRules(**{field: str(path)})
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"min_words": -1}, "CorpusRules.min_words must be a whole number of at least 0, not -1"),
-    ({"min_sentences": 2.0}, "CorpusRules.min_sentences must be a whole number"),
-    ({"min_probability": 99}, "CorpusRules.min_probability must be between 0 and 1, not 99"),
-    ({"deduplicate": "line"}, "CorpusRules.deduplicate = 'line' (did you mean lines?)"),
-    ({"identifier": "cld2"}, "CorpusRules.identifier = 'cld2' (did you mean cld3?); it is one of langdetect, cld3"),
-    ({"languages": ()}, "CorpusRules.languages is empty"),
-    ({"validation_one_in": 1}, "CorpusRules.validation_one_in must be a whole number of at least 2"),
-])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"min_words": -1}, "CorpusRules.min_words must be a whole number of at least 0, not -1"),
+        ({"min_sentences": 2.0}, "CorpusRules.min_sentences must be a whole number"),
+        ({"min_probability": 99}, "CorpusRules.min_probability must be between 0 and 1, not 99"),
+        ({"deduplicate": "line"}, "CorpusRules.deduplicate = 'line' (did you mean lines?)"),
+        ({"identifier": "cld2"}, "CorpusRules.identifier = 'cld2' (did you mean cld3?); it is one of langdetect, cld3"),
+        ({"languages": ()}, "CorpusRules.languages is empty"),
+        ({"validation_one_in": 1}, "CorpusRules.validation_one_in must be a whole number of at least 2"),
+    ],
+)
 def test_values_that_cannot_be(values, message):
     with pytest.raises(UserError, match=re.escape(message)):
         CorpusRules(**values)

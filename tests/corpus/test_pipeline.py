@@ -13,12 +13,12 @@ import pytest
 
 pytest.importorskip("apache_beam", reason="needs the extra `corpus`")
 
-import tensorflow_datasets as tfds  # noqa: E402
-from crawls import PAGES, write_crawl  # noqa: E402
+import tensorflow_datasets as tfds
+from crawls import PAGES, write_crawl
 
-from t5x_lite.corpus.options import CorpusRules  # noqa: E402
-from t5x_lite.errors import UserError  # noqa: E402
-from t5x_lite.jobs.corpus import corpus  # noqa: E402
+from t5x_lite.corpus.options import CorpusRules
+from t5x_lite.errors import UserError
+from t5x_lite.jobs.corpus import corpus
 
 EN = {"validation_one_in": 3}
 
@@ -49,8 +49,12 @@ def records(folder):
 
 def texts(folder):
     """{address: text} of the pages that are no documentation."""
-    return {record["url"].decode(): record["text"].decode() for split in records(folder).values() for record in split
-            if b"docs.example.org" not in record["url"]}
+    return {
+        record["url"].decode(): record["text"].decode()
+        for split in records(folder).values()
+        for record in split
+        if b"docs.example.org" not in record["url"]
+    }
 
 
 def counts(folder):
@@ -111,9 +115,15 @@ def test_splits_by_address_and_pages_by_key(english):
     for split, found in records(english).items():
         assert all(rules.is_validation(r["url"].decode(), 3) == (split == "validation") for r in found)
     names = sorted(path.name for path in english.iterdir())
-    assert names == ["c4-train.array_record-00000-of-00002", "c4-train.array_record-00001-of-00002",
-                     "c4-validation.array_record-00000-of-00002", "c4-validation.array_record-00001-of-00002",
-                     "dataset_info.json", "features.json", "report.html"]
+    assert names == [
+        "c4-train.array_record-00000-of-00002",
+        "c4-train.array_record-00001-of-00002",
+        "c4-validation.array_record-00000-of-00002",
+        "c4-validation.array_record-00001-of-00002",
+        "dataset_info.json",
+        "features.json",
+        "report.html",
+    ]
 
 
 def same_files(one, other):
@@ -140,8 +150,9 @@ def test_more_workers_and_more_files_make_the_same_corpus(crawl, english, tmp_pa
     other.mkdir()
     write_crawl(other, files=2)
     again = build(other, tmp_path / "three", shards=2)
-    assert {split: [dict(r) for r in found] for split, found in records(again).items()} == \
-        {split: [dict(r) for r in found] for split, found in records(english).items()}
+    assert {split: [dict(r) for r in found] for split, found in records(again).items()} == {
+        split: [dict(r) for r in found] for split, found in records(english).items()
+    }
 
 
 @pytest.mark.slow  # a job service, with Beam to load once more
@@ -152,7 +163,9 @@ def test_another_runner_makes_the_same_corpus(crawl, english, tmp_path):
         port = free.getsockname()[1]
     service = subprocess.Popen(
         [sys.executable, "-P", "-m", "apache_beam.runners.portability.local_job_service_main", f"--port={port}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for _ in range(600):
             with socket.socket() as asking:
@@ -191,8 +204,16 @@ def test_news_and_listed_addresses(crawl, tmp_path):
 
 
 def test_languages_are_splits(crawl, tmp_path):
-    rules = {"languages": ("en", "de"), "identifier": "cld3", "clean": False, "min_paragraphs": 3,
-             "paragraph_characters": 30, "keep_unknown": True, "min_probability": 0.95, "bad_words": None}
+    rules = {
+        "languages": ("en", "de"),
+        "identifier": "cld3",
+        "clean": False,
+        "min_paragraphs": 3,
+        "paragraph_characters": 30,
+        "keep_unknown": True,
+        "min_probability": 0.95,
+        "bad_words": None,
+    }
     found = records(build(crawl, tmp_path, "multilingual", rules))
     names = {name.removesuffix("-validation") for name in found}
     assert {"en", "de"} <= names <= {"en", "de", "und"}

@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip("warcio", reason="needs the extra `corpus`")
 
-from crawl_files import documentation, write_warc, write_wet  # noqa: E402
+from crawl_files import documentation, write_warc, write_wet
 
-from t5x_lite.corpus import reading  # noqa: E402
-from t5x_lite.corpus.rules import Page, Removed  # noqa: E402
+from t5x_lite.corpus import reading
+from t5x_lite.corpus.rules import Page, Removed
 
 PAGES = [(f"http://example.com/{i}", f"Page {i}.\nIts second line.") for i in range(5)]
 
@@ -17,8 +17,10 @@ PAGES = [(f"http://example.com/{i}", f"Page {i}.\nIts second line.") for i in ra
 def read(path):
     """(urls of the pages, [(rule, pages)] of what was left out)."""
     found = list(reading.read_pages(str(path)))
-    return ([int(page.url.rpartition("/")[2]) for page in found if isinstance(page, Page)],
-            [(removed.rule, removed.pages) for removed in found if isinstance(removed, Removed)])
+    return (
+        [int(page.url.rpartition("/")[2]) for page in found if isinstance(page, Page)],
+        [(removed.rule, removed.pages) for removed in found if isinstance(removed, Removed)],
+    )
 
 
 @pytest.fixture
@@ -37,8 +39,9 @@ def members(path):
 
 def test_wet_files(wet):
     first = next(reading.read_pages(str(wet)))
-    assert first == Page("http://example.com/0", "2019-04-18T10:00:00Z", "Page 0.\nIts second line.", "text/plain",
-                         str(len(PAGES[0][1])))
+    assert first == Page(
+        "http://example.com/0", "2019-04-18T10:00:00Z", "Page 0.\nIts second line.", "text/plain", str(len(PAGES[0][1]))
+    )
     assert read(wet) == ([0, 1, 2, 3, 4], [])
 
 
@@ -71,8 +74,11 @@ def test_a_member_longer_than_a_record_may_be(wet, tmp_path, monkeypatch):
 def test_a_damaged_member_costs_itself(wet, tmp_path, damage):
     data, starts = wet.read_bytes(), members(wet)  # of the file's information, then the pages
     start, end = starts[3], starts[4]
-    middle = {"flip": data[start : start + 40] + bytes([data[start + 40] ^ 255]) + data[start + 41 : end],
-              "hole": bytes(end - start), "cut out": data[start : start + 30]}[damage]
+    middle = {
+        "flip": data[start : start + 40] + bytes([data[start + 40] ^ 255]) + data[start + 41 : end],
+        "hole": bytes(end - start),
+        "cut out": data[start : start + 30],
+    }[damage]
     (tmp_path / "b.gz").write_bytes(data[:start] + middle + data[end:])
     assert read(tmp_path / "b.gz") == ([0, 1, 3, 4], [("damaged", 0)])
     (removed,) = [r for r in reading.read_pages(str(tmp_path / "b.gz")) if isinstance(r, Removed)]
@@ -137,10 +143,16 @@ def test_html_of_responses(tmp_path):
     assert all(len(page.text.split("\n")) >= 15 for page in pages)
 
 
-@pytest.mark.parametrize("content_type, encoding", [
-    ("text/html; charset=ISO-8859-1", "latin-1"), ("text/html", "utf-8"), ('TEXT/HTML;charset="utf-8"', "utf-8"),
-    ("application/xhtml+xml; charset=shift_jis", "shift_jis"), ("text/html; charset=nonsense", "utf-8"),
-])
+@pytest.mark.parametrize(
+    "content_type, encoding",
+    [
+        ("text/html; charset=ISO-8859-1", "latin-1"),
+        ("text/html", "utf-8"),
+        ('TEXT/HTML;charset="utf-8"', "utf-8"),
+        ("application/xhtml+xml; charset=shift_jis", "shift_jis"),
+        ("text/html; charset=nonsense", "utf-8"),
+    ],
+)
 def test_encodings_of_html(tmp_path, content_type, encoding):
     pytest.importorskip("resiliparse", reason="needs the extra `corpus`")
     text = "日本語の文です。" if encoding == "shift_jis" else "Größe und Maß."

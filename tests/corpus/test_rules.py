@@ -3,13 +3,18 @@
 import hashlib
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from t5x_lite.corpus import rules
 from t5x_lite.corpus.rules import Page, Removed, clean
 
-GOOD = ("The quick brown fox jumps over the lazy dog.", "It does so every day of the week!",
-        "Does anyone know why it does?", 'The dog said "I do not know why."')
+GOOD = (
+    "The quick brown fox jumps over the lazy dog.",
+    "It does so every day of the week!",
+    "Does anyone know why it does?",
+    'The dog said "I do not know why."',
+)
 
 
 def count(text, enough):
@@ -42,10 +47,17 @@ def test_each_end_mark_will_do(mark):
     assert "five words are enough here" + mark in kept(*GOOD, "five words are enough here" + mark)
 
 
-@pytest.mark.parametrize("line", [
-    "This line has no mark at its end", "This line ends in a comma,", "This line trails off, like others...",
-    "This line ends in a colon:", "This ends in a typographic quote.”", "this one in a bracket.)",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "This line has no mark at its end",
+        "This line ends in a comma,",
+        "This line trails off, like others...",
+        "This line ends in a colon:",
+        "This ends in a typographic quote.”",
+        "this one in a bracket.)",
+    ],
+)
 def test_lines_without_an_end_mark(line):
     assert kept(*GOOD, line) == "\n".join(GOOD)
     assert cleaned(*GOOD, line)[1] == [Removed("no_end_mark", 0, 1, len(line.encode()) + 1, line)]
@@ -91,8 +103,9 @@ def test_javascript_takes_the_line():
     assert removed_by(*GOOD, "Please enable JavaScript in your browser.") == ["javascript"]
 
 
-@pytest.mark.parametrize("words", [
-    "terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"])
+@pytest.mark.parametrize(
+    "words", ["terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"]
+)
 def test_policies_take_the_line(words):
     assert removed_by(*GOOD, f"See our {words.title()} for more about it.") == ["policy"]
 
@@ -142,22 +155,25 @@ def test_paragraphs():
 # Order
 
 
-@pytest.mark.parametrize("lines, expected", [
-    (["A bracket { on a line without a mark"], ["no_end_mark"]),
-    (["Lorem ipsum without any mark at its end"], ["no_end_mark"]),
-    (["Lorem ipsum."], ["few_words"]),
-    (["Short { one."], ["few_words"]),
-    (["JavaScript with a { in one line here."], ["javascript"]),
-    (["Lorem ipsum dolor and javascript in one."], ["lorem_ipsum"]),
-    (["Our privacy policy has a { in it somewhere."], ["curly_bracket"]),
-    (["JavaScript and our privacy policy in one line."], ["javascript"]),
-    (["a" * 1001 + " lorem ipsum { and more words."], ["long_word"]),
-    (["a" * 1001 + " and no mark"], ["long_word"]),
-    (["Four words[1] [2] here."], ["citation", "few_words"]),
-    (["Two words and... [1] more to come..."], ["citation", "no_end_mark"]),
-    (["A { b c d e.", "Lorem ipsum dolor sit amet."], ["curly_bracket"]),
-    (["Lorem ipsum dolor sit amet.", "A { b c d e."], ["lorem_ipsum"]),
-])
+@pytest.mark.parametrize(
+    "lines, expected",
+    [
+        (["A bracket { on a line without a mark"], ["no_end_mark"]),
+        (["Lorem ipsum without any mark at its end"], ["no_end_mark"]),
+        (["Lorem ipsum."], ["few_words"]),
+        (["Short { one."], ["few_words"]),
+        (["JavaScript with a { in one line here."], ["javascript"]),
+        (["Lorem ipsum dolor and javascript in one."], ["lorem_ipsum"]),
+        (["Our privacy policy has a { in it somewhere."], ["curly_bracket"]),
+        (["JavaScript and our privacy policy in one line."], ["javascript"]),
+        (["a" * 1001 + " lorem ipsum { and more words."], ["long_word"]),
+        (["a" * 1001 + " and no mark"], ["long_word"]),
+        (["Four words[1] [2] here."], ["citation", "few_words"]),
+        (["Two words and... [1] more to come..."], ["citation", "no_end_mark"]),
+        (["A { b c d e.", "Lorem ipsum dolor sit amet."], ["curly_bracket"]),
+        (["Lorem ipsum dolor sit amet.", "A { b c d e."], ["lorem_ipsum"]),
+    ],
+)
 def test_the_first_rule_that_holds_decides(lines, expected):
     assert removed_by(*GOOD, *lines) == expected
 
@@ -171,10 +187,28 @@ def test_citations_are_taken_before_words_are_counted():
 
 
 @settings(deadline=None)
-@given(st.lists(st.one_of(
-    st.sampled_from([*GOOD, "short.", "no mark", "lorem ipsum dolor sit amet.", "{ is a bracket in a line.", "[1]",
-                     "x" * 1001 + ".", "we use cookies and javascript here.", " blanks around these five words. ", "",
-                     "[3] A citation in front of a line."]), st.text(max_size=40))))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                [
+                    *GOOD,
+                    "short.",
+                    "no mark",
+                    "lorem ipsum dolor sit amet.",
+                    "{ is a bracket in a line.",
+                    "[1]",
+                    "x" * 1001 + ".",
+                    "we use cookies and javascript here.",
+                    " blanks around these five words. ",
+                    "",
+                    "[3] A citation in front of a line.",
+                ]
+            ),
+            st.text(max_size=40),
+        )
+    )
+)
 def test_bytes_and_pages_are_conserved(lines):
     text = "\n".join(lines)
     left, removed = clean(text, count)
@@ -186,23 +220,28 @@ def test_bytes_and_pages_are_conserved(lines):
 # Addresses
 
 
-@pytest.mark.parametrize("url, normalized", [
-    ("https://www.example.com/a/", "example.com/a"),
-    ("http://example.com", "example.com"),
-    ("http://example.com/a?utm_source=x&y=1", "example.com/a"),
-    ("http://example.com/a?ref=x", "example.com/a"),
-    ("http://example.com/feed?feed=rss", "example.com/feed"),
-    ("http://example.com/a?page=2", "example.com/a?page=2"),
-    ("http://example.com/a?page=2&utm_source=x", "example.com/a?page=2&utm_source=x"),
-    ("https://web.example.com/www.page", "web.example.com/www.page"),
-])
+@pytest.mark.parametrize(
+    "url, normalized",
+    [
+        ("https://www.example.com/a/", "example.com/a"),
+        ("http://example.com", "example.com"),
+        ("http://example.com/a?utm_source=x&y=1", "example.com/a"),
+        ("http://example.com/a?ref=x", "example.com/a"),
+        ("http://example.com/feed?feed=rss", "example.com/feed"),
+        ("http://example.com/a?page=2", "example.com/a?page=2"),
+        ("http://example.com/a?page=2&utm_source=x", "example.com/a?page=2&utm_source=x"),
+        ("https://web.example.com/www.page", "web.example.com/www.page"),
+    ],
+)
 def test_addresses_that_count_as_one(url, normalized):
     assert rules.normalized_url(url) == normalized
 
 
 def test_the_newest_page_stays_whatever_the_order():
-    pages = [Page("http://a.org/", f"2019-0{month}-01T00:00:00Z", text) for month, text in
-             [(3, "b"), (4, "a"), (4, "c"), (1, "z")]]
+    pages = [
+        Page("http://a.org/", f"2019-0{month}-01T00:00:00Z", text)
+        for month, text in [(3, "b"), (4, "a"), (4, "c"), (1, "z")]
+    ]
     assert rules.newest(pages) == rules.newest(pages[::-1]) == pages[2]
 
 
@@ -225,11 +264,22 @@ def test_domains_with_all_or_some_subdomains():
 # Words
 
 
-@pytest.mark.parametrize("text, found", [
-    ("that darn cat", True), ("darn", True), ("darn!", True), ("“darn”", True), ("so 2darn3 it", True),
-    ("darn_it", True), ("darned", False), ("adarn", False), ("édarn", False), ("two  words", False),
-    ("of two words.", True),
-])
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("that darn cat", True),
+        ("darn", True),
+        ("darn!", True),
+        ("“darn”", True),
+        ("so 2darn3 it", True),
+        ("darn_it", True),
+        ("darned", False),
+        ("adarn", False),
+        ("édarn", False),
+        ("two  words", False),
+        ("of two words.", True),
+    ],
+)
 def test_bad_words_stand_between_characters_that_are_no_letters(text, found):
     pattern = rules.bad_word_pattern(["Darn", "two words", " ", "a+b"])
     assert bool(pattern.search(text)) == found

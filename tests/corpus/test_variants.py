@@ -2,24 +2,43 @@
 
 import json
 
-import gin
 import pytest
 
+import gin
 from t5x_lite import configuration, gin_files
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.errors import UserError
 from t5x_lite.jobs import corpus as job
 
-ENGLISH = dict(languages=("en",), max_page_characters=190_000, min_paragraphs=0, clean=True, min_words=5,
-               min_sentences=3, max_word_characters=1000, deduplicate="lines", identifier="langdetect",
-               min_probability=0.99, bad_words_share=1.0, validation_one_in=1000)
+ENGLISH = dict(
+    languages=("en",),
+    max_page_characters=190_000,
+    min_paragraphs=0,
+    clean=True,
+    min_words=5,
+    min_sentences=3,
+    max_word_characters=1000,
+    deduplicate="lines",
+    identifier="langdetect",
+    min_probability=0.99,
+    bad_words_share=1.0,
+    validation_one_in=1000,
+)
 VARIANTS = {
     "en": ENGLISH,
     "en.noclean": ENGLISH | dict(clean=False, deduplicate=None, bad_words=None),
     "realnewslike": ENGLISH,
     "webtextlike": ENGLISH,
-    "multilingual": ENGLISH | dict(clean=False, min_paragraphs=3, paragraph_characters=200, identifier="cld3",
-                                   min_probability=0.95, keep_unknown=True, bad_words_share=0.999),
+    "multilingual": ENGLISH
+    | dict(
+        clean=False,
+        min_paragraphs=3,
+        paragraph_characters=200,
+        identifier="cld3",
+        min_probability=0.95,
+        keep_unknown=True,
+        bad_words_share=0.999,
+    ),
 }
 
 
@@ -38,8 +57,11 @@ def files(tmp_path):
 def parse(variant, bindings):
     configuration.clear()
     bindings = {"corpus.input": "crawl", "corpus.output_dir": "data", **bindings}
-    configuration.parse([f"corpus/{variant}.gin"], [f"{name}={str(value)!r}" for name, value in bindings.items()],
-                        root="t5x_lite.corpus")
+    configuration.parse(
+        [f"corpus/{variant}.gin"],
+        [f"{name}={str(value)!r}" for name, value in bindings.items()],
+        root="t5x_lite.corpus",
+    )
     assert gin.query_parameter("corpus.variant") == variant
 
 
@@ -51,11 +73,13 @@ def test_rules_of_a_variant(variant, files):
     choice = CorpusRules()
     if variant == "multilingual":
         assert len(choice.languages) == 107 and {"en", "de", "zh-Latn", "iw"} <= set(choice.languages)
-    expected = {name: value for name, value in VARIANTS[variant].items() if (variant, name) != (
-        "multilingual", "languages")}
+    expected = {
+        name: value for name, value in VARIANTS[variant].items() if (variant, name) != ("multilingual", "languages")
+    }
     assert {name: getattr(choice, name) for name in expected} == expected
     assert [choice.news_domains, choice.url_list] == [
-        str(files[name]) if name in bindings else None for name in ("NEWS_DOMAINS", "URL_LIST")]
+        str(files[name]) if name in bindings else None for name in ("NEWS_DOMAINS", "URL_LIST")
+    ]
     assert choice.bad_words == (None if variant == "en.noclean" else str(files["BAD_WORDS"]))
     for name in bindings:
         with pytest.raises(UserError, match=f"not set: .*{name}"):

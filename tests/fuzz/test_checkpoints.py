@@ -21,8 +21,24 @@ NAMES = ["junk", "3", "0", "a.txt", "d", "tmp", "commit_success.txt", "1.orbax-c
 
 def harms():
     """Lists of (kind, which file, where in it, what)."""
-    kinds = ["flip", "flip", "truncate", "empty", "remove", "append", "overwrite", "swap", "folder", "extra file",
-             "extra folder", "remove folder", "json", "json", "json", "json name"]
+    kinds = [
+        "flip",
+        "flip",
+        "truncate",
+        "empty",
+        "remove",
+        "append",
+        "overwrite",
+        "swap",
+        "folder",
+        "extra file",
+        "extra folder",
+        "remove folder",
+        "json",
+        "json",
+        "json",
+        "json name",
+    ]
     one = st.tuples(st.sampled_from(kinds), st.integers(0, 999), st.floats(0, 1, exclude_max=True), st.integers(0, 999))
     return st.lists(one, min_size=1, max_size=3)
 

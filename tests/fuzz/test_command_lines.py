@@ -3,20 +3,27 @@
 import contextlib
 import io
 
-import gin
 import numpy as np
 import pytest
 from fuzzing import cases, check
 from hypothesis import strategies as st
 
+import gin
 from t5x_lite import cli, configuration
 
 MODEL = dict(emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=64, num_encoder_layers=1, num_decoder_layers=1)
 # Command lines that are right; all stop before anything is trained or written.
 RIGHT = {
-    "train": ["--dry_run", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", "--gin.BATCH_SIZE=8",
-              "--gin.NPZ_PATTERN=rows.npz", "--model_dir=run", "--gin.MESH={'data': 2, 'fsdp': 4}",
-              *(f"--gin.T5Config.{name}={value}" for name, value in MODEL.items())],
+    "train": [
+        "--dry_run",
+        "--gin_file=models/t5_1_1/mini.gin",
+        "--gin_file=runs/train_npz.gin",
+        "--gin.BATCH_SIZE=8",
+        "--gin.NPZ_PATTERN=rows.npz",
+        "--model_dir=run",
+        "--gin.MESH={'data': 2, 'fsdp': 4}",
+        *(f"--gin.T5Config.{name}={value}" for name, value in MODEL.items()),
+    ],
     "eval": ["--dry_run", "--gin_file=runs/eval.gin", "--gin.MIXTURE_OR_TASK_NAME=tsv:rows.tsv", "--model_dir=absent"],
     "infer": ["--dry_run", "--checkpoint=absent", "--input=in.txt", "--output=out.jsonl"],
     "convert": ["--dry_run", "--from=absent", "--to=new"],
@@ -24,15 +31,97 @@ RIGHT = {
     "study": ["--dry_run", "--table=6", "--runs=absent"],
 }
 VALUES = [
-    "0", "-1", "1", "3", "1000000", "1e400", "-0.5", "0.1", "True", "False", "None", "''", '""', "'abc'", "abc", "[1, 2]",
-    "(1,)", "[]", "{}", "{'data': 1}", "{1: 2}", "{'inputs': 'x'}", "[[], {}]", "@Loss()", "@Mesh", "@Mesh()", "@T5Config",
-    "@absent()", "%BATCH_SIZE", "%absent", "%gin.REQUIRED", "1,2", "0x10", "1_000", "b'x'", "...", "-", "--", "=", "'",
-    '"', "\\", "\n", "\t", "é", "\udc80", "#", "[", ")", "{'a'", "@", "%", "@a/b/Loss()", "@train()", "9" * 60, "[" * 300,
-    "gs:/", "nan", "inf", "true", "lambda: 1", "1 2", "'a' 'b'", "/", ".", "..", "~", "absent", "rows.npz", "*",
+    "0",
+    "-1",
+    "1",
+    "3",
+    "1000000",
+    "1e400",
+    "-0.5",
+    "0.1",
+    "True",
+    "False",
+    "None",
+    "''",
+    '""',
+    "'abc'",
+    "abc",
+    "[1, 2]",
+    "(1,)",
+    "[]",
+    "{}",
+    "{'data': 1}",
+    "{1: 2}",
+    "{'inputs': 'x'}",
+    "[[], {}]",
+    "@Loss()",
+    "@Mesh",
+    "@Mesh()",
+    "@T5Config",
+    "@absent()",
+    "%BATCH_SIZE",
+    "%absent",
+    "%gin.REQUIRED",
+    "1,2",
+    "0x10",
+    "1_000",
+    "b'x'",
+    "...",
+    "-",
+    "--",
+    "=",
+    "'",
+    '"',
+    "\\",
+    "\n",
+    "\t",
+    "é",
+    "\udc80",
+    "#",
+    "[",
+    ")",
+    "{'a'",
+    "@",
+    "%",
+    "@a/b/Loss()",
+    "@train()",
+    "9" * 60,
+    "[" * 300,
+    "gs:/",
+    "nan",
+    "inf",
+    "true",
+    "lambda: 1",
+    "1 2",
+    "'a' 'b'",
+    "/",
+    ".",
+    "..",
+    "~",
+    "absent",
+    "rows.npz",
+    "*",
 ]
-FILES = ["", ".", "absent.gin", "models", "runs/infer.gin", "models/t5_1_1/small.gin", "finetuning/lora.gin",
-         "runs/tarin.gin", "mine.gin", "./mine.gin", "rows.npz", "../mine.gin", "t5x_lite/gin/runs/train.gin", "/", "\n",
-         "mesh/cpu8.gin", "studz/T6-25.gin", "study/T6-25.gin"]
+FILES = [
+    "",
+    ".",
+    "absent.gin",
+    "models",
+    "runs/infer.gin",
+    "models/t5_1_1/small.gin",
+    "finetuning/lora.gin",
+    "runs/tarin.gin",
+    "mine.gin",
+    "./mine.gin",
+    "rows.npz",
+    "../mine.gin",
+    "t5x_lite/gin/runs/train.gin",
+    "/",
+    "\n",
+    "mesh/cpu8.gin",
+    "studz/T6-25.gin",
+    "study/T6-25.gin",
+]
 
 
 def names():
@@ -40,23 +129,29 @@ def names():
     with contextlib.suppress(Exception):
         for module in [*(job.module for job in cli.JOBS.values()), *cli.MODULES]:
             __import__(module)
-    found = [f"{configuration._short(selector)}.{parameter}" for selector, configurable in
-             gin.config._REGISTRY.items() if selector.startswith("t5x_lite.")
-             for parameter in configuration._parameters(configurable)]
+    found = [
+        f"{configuration._short(selector)}.{parameter}"
+        for selector, configurable in gin.config._REGISTRY.items()
+        if selector.startswith("t5x_lite.")
+        for parameter in configuration._parameters(configurable)
+    ]
     assert len(found) > 150
     return sorted({*found, *configuration.MACROS, "WARMUP_STEPS", "NUM_STREAMS", "NPZ_PATTERN"})
 
 
 def misspelt(text):
     """`text`, with a few of its characters left out, doubled, or replaced."""
-    edits = st.lists(st.tuples(st.integers(0, 99), st.sampled_from(["", "__", ".", "/", " ", "=", "x", "'", "-"])),
-                     min_size=1, max_size=2)
+    edits = st.lists(
+        st.tuples(st.integers(0, 99), st.sampled_from(["", "__", ".", "/", " ", "=", "x", "'", "-"])),
+        min_size=1,
+        max_size=2,
+    )
 
     def edit(edits):
         out = text
         for place, put in edits:
             at = place % (len(out) + 1)
-            out = out[:at] + put + out[at + 1:]
+            out = out[:at] + put + out[at + 1 :]
         return out
 
     return edits.map(edit)
@@ -72,8 +167,26 @@ def bindings(draw, names):
     return name, draw(st.one_of(st.sampled_from(VALUES), st.sampled_from(VALUES), text))
 
 
-OFTEN = ("T5Config.", "train.", "adafactor.", "Mesh.", "NpzSource.", "Health.", "Keep.", "Retry.", "Loss.", "Trainable.",
-         "infer.", "convert.", "Decoder.", "evaluate.", "BATCH_SIZE", "MESH", "TRAIN_STEPS", "inverse_square_root.")
+OFTEN = (
+    "T5Config.",
+    "train.",
+    "adafactor.",
+    "Mesh.",
+    "NpzSource.",
+    "Health.",
+    "Keep.",
+    "Retry.",
+    "Loss.",
+    "Trainable.",
+    "infer.",
+    "convert.",
+    "Decoder.",
+    "evaluate.",
+    "BATCH_SIZE",
+    "MESH",
+    "TRAIN_STEPS",
+    "inverse_square_root.",
+)
 
 
 @st.composite
@@ -91,24 +204,69 @@ def command_lines(draw, names):
         action = draw(st.sampled_from(["drop", "double", "misspell", "split", "empty", "quote"]))
         flag, _, value = arguments[place].partition("=")
         arguments[place : place + 1] = {
-            "drop": [], "double": [arguments[place]] * 2, "misspell": [draw(misspelt(arguments[place]))],
-            "split": [flag, value], "empty": [flag + "="], "quote": [f"{flag}='{value}'"],
+            "drop": [],
+            "double": [arguments[place]] * 2,
+            "misspell": [draw(misspelt(arguments[place]))],
+            "split": [flag, value],
+            "empty": [flag + "="],
+            "quote": [f"{flag}='{value}'"],
         }[action]
-    more = draw(st.lists(st.one_of(
-        bindings(names).map(lambda b: f"--gin.{b[0]}={b[1]}"),
-        bindings(names).map(lambda b: f"--gin.{b[0]}={b[1]}"),
-        bindings(names).map(lambda b: f"--gin.{b[0]}='{b[1]}'"),
-        st.sampled_from(FILES).map(lambda name: f"--gin_file={name}"),
-        st.sampled_from(["--at_step=0", "--show_batches=1", "--show_batches=x", "--allow_config_change", "--gin_search_paths=,",
-                         "--gin_search_paths=absent", "stray", "-x", "--", "--=", "-h=1", "--gin.", "--gin.=1"]),
-        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10).map(lambda t: f"--{t}"),
-    ), max_size=3))
-    lines = draw(st.lists(st.one_of(
-        bindings(names).map(lambda b: f"{b[0]} = {b[1]}"),
-        st.sampled_from(["include 'mine.gin'", "include 'absent.gin'", "include 'runs/train.gin'", "import absent_module",
-                         "from __gin__ import dynamic_registration", "# a comment", "x =", "= 1", "  indented = 1",
-                         "a/b/c = 1", "T5Config.emb_dim = \\", "x = '''", "include", "import", "\ufeffX = 1"]),
-    ), max_size=3))
+    more = draw(
+        st.lists(
+            st.one_of(
+                bindings(names).map(lambda b: f"--gin.{b[0]}={b[1]}"),
+                bindings(names).map(lambda b: f"--gin.{b[0]}={b[1]}"),
+                bindings(names).map(lambda b: f"--gin.{b[0]}='{b[1]}'"),
+                st.sampled_from(FILES).map(lambda name: f"--gin_file={name}"),
+                st.sampled_from(
+                    [
+                        "--at_step=0",
+                        "--show_batches=1",
+                        "--show_batches=x",
+                        "--allow_config_change",
+                        "--gin_search_paths=,",
+                        "--gin_search_paths=absent",
+                        "stray",
+                        "-x",
+                        "--",
+                        "--=",
+                        "-h=1",
+                        "--gin.",
+                        "--gin.=1",
+                    ]
+                ),
+                st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10).map(lambda t: f"--{t}"),
+            ),
+            max_size=3,
+        )
+    )
+    lines = draw(
+        st.lists(
+            st.one_of(
+                bindings(names).map(lambda b: f"{b[0]} = {b[1]}"),
+                st.sampled_from(
+                    [
+                        "include 'mine.gin'",
+                        "include 'absent.gin'",
+                        "include 'runs/train.gin'",
+                        "import absent_module",
+                        "from __gin__ import dynamic_registration",
+                        "# a comment",
+                        "x =",
+                        "= 1",
+                        "  indented = 1",
+                        "a/b/c = 1",
+                        "T5Config.emb_dim = \\",
+                        "x = '''",
+                        "include",
+                        "import",
+                        "\ufeffX = 1",
+                    ]
+                ),
+            ),
+            max_size=3,
+        )
+    )
     if lines:
         more.append("--gin_file=mine.gin")
     name = draw(st.sampled_from([job] * 8 + ["tarin", "", "help", "infer "]))
@@ -124,8 +282,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     rows = np.random.default_rng(0).integers(2, 64, (16, 8))
-    np.savez("rows.npz", encoder_input_tokens=rows, decoder_input_tokens=rows, decoder_target_tokens=rows,
-             decoder_loss_weights=np.ones_like(rows))
+    np.savez(
+        "rows.npz",
+        encoder_input_tokens=rows,
+        decoder_input_tokens=rows,
+        decoder_target_tokens=rows,
+        decoder_loss_weights=np.ones_like(rows),
+    )
     (tmp_path / "in.txt").write_text("a line\n")
     return tmp_path
 

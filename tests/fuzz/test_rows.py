@@ -13,8 +13,13 @@ from t5x_lite.errors import UserError
 def whole(tmp_path_factory):
     """The bytes of a file."""
     path, rows = tmp_path_factory.mktemp("rows") / "rows.npz", np.arange(64).reshape(8, 8)
-    np.savez_compressed(path, encoder_input_tokens=rows, decoder_input_tokens=rows + 1, decoder_target_tokens=rows + 2,
-                        decoder_loss_weights=np.ones_like(rows))
+    np.savez_compressed(
+        path,
+        encoder_input_tokens=rows,
+        decoder_input_tokens=rows + 1,
+        decoder_target_tokens=rows + 2,
+        decoder_loss_weights=np.ones_like(rows),
+    )
     return path.read_bytes()
 
 
@@ -32,9 +37,14 @@ def test_rows_are_read_as_they_were_written_or_not_at_all(n, whole, tmp_path):
     def reads(case):
         kind, where, what = case
         at = int(where * len(whole))
-        path.write_bytes({"flip": whole[:at] + bytes([whole[at] ^ 1 << what % 8]) + whole[at + 1 :],
-                          "truncate": whole[:at], "append": whole + bytes(range(what)),
-                          "overwrite": whole[:at] + bytes([what]) * 9 + whole[at + 9 :]}[kind])
+        path.write_bytes(
+            {
+                "flip": whole[:at] + bytes([whole[at] ^ 1 << what % 8]) + whole[at + 1 :],
+                "truncate": whole[:at],
+                "append": whole + bytes(range(what)),
+                "overwrite": whole[:at] + bytes([what]) * 9 + whole[at + 9 :],
+            }[kind]
+        )
         try:
             found = rows_of(path)
         except UserError as e:
@@ -44,6 +54,13 @@ def test_rows_are_read_as_they_were_written_or_not_at_all(n, whole, tmp_path):
             np.testing.assert_array_equal(found, right, err_msg=repr(case))
             counts["unharmed"] += 1
 
-    check(n, st.tuples(st.sampled_from(["flip", "flip", "truncate", "append", "overwrite"]),
-                       st.floats(0, 1, exclude_max=True), st.integers(0, 255)), reads)
+    check(
+        n,
+        st.tuples(
+            st.sampled_from(["flip", "flip", "truncate", "append", "overwrite"]),
+            st.floats(0, 1, exclude_max=True),
+            st.integers(0, 255),
+        ),
+        reads,
+    )
     assert all(counts.values())

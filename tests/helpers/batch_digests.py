@@ -1,6 +1,6 @@
 """Run as a program, maybe in several processes: prints the digests of training batches and where the streams stand.
 
-    python batch_digests.py '{"source": {"kind": …}, "batch_size": 8, "steps": 5, "positions": …, "place": …}'
+python batch_digests.py '{"source": {"kind": …}, "batch_size": 8, "steps": 5, "positions": …, "place": …}'
 """
 
 import hashlib

@@ -3,9 +3,9 @@
 import dataclasses
 import os
 
-import gin
 import pytest
 
+import gin
 from t5x_lite import configuration
 from t5x_lite.errors import UserError
 

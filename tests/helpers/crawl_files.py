@@ -34,8 +34,14 @@ def _write(path, records, packed):
         for kind, url, payload, content_type, headers, date in records:
             fields = {"WARC-Date": date} if date else {}
             record = writer.create_warc_record(
-                url, kind, payload=io.BytesIO(payload), length=len(payload), warc_content_type=content_type or "",
-                http_headers=headers, warc_headers_dict=fields)
+                url,
+                kind,
+                payload=io.BytesIO(payload),
+                length=len(payload),
+                warc_content_type=content_type or "",
+                http_headers=headers,
+                warc_headers_dict=fields,
+            )
             if not date:
                 record.rec_headers.remove_header("WARC-Date")
             writer.write_record(record)

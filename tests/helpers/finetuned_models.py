@@ -30,7 +30,12 @@ ADDED = {
     "prompt": ({"prompt": PromptTuning(5)}, 5 * D),
 }
 EVERYTHING = dataclasses.replace(
-    CONFIG, adapters=Adapters(16, ("attention", "mlp")), lora=LoRA(4), ia3=IA3(), bitfit=BitFit(), prompt=PromptTuning(5)
+    CONFIG,
+    adapters=Adapters(16, ("attention", "mlp")),
+    lora=LoRA(4),
+    ia3=IA3(),
+    bitfit=BitFit(),
+    prompt=PromptTuning(5),
 )
 ADDED_PATTERNS = (".*_adapter/.*", ".*/lora_[ab]", ".*/ia3_.*", ".*/bias", "prompt/embedding")
 

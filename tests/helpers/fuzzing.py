@@ -12,8 +12,9 @@ SECONDS = 600  # after which a case hangs
 
 def cases(few: int, many: int):
     """Parametrizes a test by `n`, the number of cases: few of them always, many behind the marker `slow`."""
-    return pytest.mark.parametrize("n", [pytest.param(few, id="few"), pytest.param(many, id="many",
-                                                                                  marks=pytest.mark.slow)])
+    return pytest.mark.parametrize(
+        "n", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.slow)]
+    )
 
 
 def check(n: int, strategy, property) -> None:
@@ -23,8 +24,14 @@ def check(n: int, strategy, property) -> None:
     """
     ran, failed = 0, []
 
-    @hypothesis.settings(max_examples=n, deadline=None, database=None, derandomize=True,
-                         phases=[hypothesis.Phase.generate], suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.settings(
+        max_examples=n,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
     @hypothesis.given(strategy)
     def run(case):
         nonlocal ran

@@ -15,17 +15,38 @@ def write_rows(path, n, poisoned=()):
     rng = np.random.default_rng(0)
     inputs, targets = rng.integers(2, TOKENS, (n, 8)), rng.integers(2, TOKENS, (n, 6))
     targets[list(poisoned), 2] = TOKENS
-    np.savez(path, encoder_input_tokens=inputs, decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-             decoder_target_tokens=targets, decoder_loss_weights=np.ones_like(targets))
+    np.savez(
+        path,
+        encoder_input_tokens=inputs,
+        decoder_input_tokens=np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        decoder_target_tokens=targets,
+        decoder_loss_weights=np.ones_like(targets),
+    )
 
 
 def flags(rows, mesh="{'data': 2, 'fsdp': 4}", **more):
-    sizes = dict(emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=64, num_encoder_layers=1,
-                 num_decoder_layers=1, dropout_rate=0.1)
-    return ["train", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", f"--gin.NPZ_PATTERN={rows}",
-            *(f"--gin.T5Config.{name}={value}" for name, value in sizes.items()), "--gin.BATCH_SIZE=8",
-            f"--gin.MESH={mesh}", "--gin.train.log_every=1", "--gin.WARMUP_STEPS=100",
-            *(f"--gin.{name}={value}" for name, value in more.items())]
+    sizes = dict(
+        emb_dim=16,
+        mlp_dim=16,
+        head_dim=8,
+        num_heads=2,
+        vocab_size=64,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        dropout_rate=0.1,
+    )
+    return [
+        "train",
+        "--gin_file=models/t5_1_1/mini.gin",
+        "--gin_file=runs/train_npz.gin",
+        f"--gin.NPZ_PATTERN={rows}",
+        *(f"--gin.T5Config.{name}={value}" for name, value in sizes.items()),
+        "--gin.BATCH_SIZE=8",
+        f"--gin.MESH={mesh}",
+        "--gin.train.log_every=1",
+        "--gin.WARMUP_STEPS=100",
+        *(f"--gin.{name}={value}" for name, value in more.items()),
+    ]
 
 
 def run(folder, *arguments, **more):

@@ -34,9 +34,16 @@ class Job:
       command: (coordinator, process) -> another command than `t5x-lite`.
     """
 
-    def __init__(self, folder, count: int, *arguments: str, each: Mapping[int, Sequence[str]] | None = None,
-                 devices_each: int = 1, environment: Mapping[str, str] | None = None,
-                 command: Callable[[str, int], list[str]] | None = None):
+    def __init__(
+        self,
+        folder,
+        count: int,
+        *arguments: str,
+        each: Mapping[int, Sequence[str]] | None = None,
+        devices_each: int = 1,
+        environment: Mapping[str, str] | None = None,
+        command: Callable[[str, int], list[str]] | None = None,
+    ):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
         self.logs = [pathlib.Path(folder) / f"{i}.log" for i in range(count)]
         coordinator = f"127.0.0.1:{free_port()}"
@@ -48,10 +55,15 @@ class Job:
         self.processes = []
         for i, log in enumerate(self.logs):
             with open(log, "wb") as output:
-                self.processes.append(subprocess.Popen(
-                    [sys.executable, "-P", *(command or t5x_lite)(coordinator, i)],
-                    env={**devices(devices_each), **(environment or {})}, stdin=subprocess.DEVNULL, stdout=output,
-                    stderr=subprocess.STDOUT))
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-P", *(command or t5x_lite)(coordinator, i)],
+                        env={**devices(devices_each), **(environment or {})},
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
 
     def log(self, i: int) -> str:
         return self.logs[i].read_text(errors="replace")

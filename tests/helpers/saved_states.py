@@ -34,7 +34,9 @@ def restore(folder):
 
 
 def is_step(restored, step):
-    same = [(np.asarray(a) == np.asarray(b)).all()
-            for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(step)), strict=True)]
+    same = [
+        (np.asarray(a) == np.asarray(b)).all()
+        for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(step)), strict=True)
+    ]
     data = (restored.data["positions"] == DATA["positions"]).all()
     return all(same) and data and restored.meta["early_stopping"] == {"value": 0.25, "bad": step}

@@ -63,8 +63,9 @@ class Cluster:
 
     def run(self, *command: str) -> str:
         """The command's output. Raises AssertionError with what it said where it fails."""
-        done = subprocess.run(command, env=self.environment, cwd=self._folder, capture_output=True, text=True,
-                              timeout=60)
+        done = subprocess.run(
+            command, env=self.environment, cwd=self._folder, capture_output=True, text=True, timeout=60
+        )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -113,8 +114,15 @@ def running(grace: int, environment: dict[str, str]) -> Iterator[Cluster]:
         environment = {**environment, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": _path()}
         cluster = Cluster(folder, environment)
         for command in (
-            ["munged", "--foreground", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket",
-             f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed", f"--log-file={folder}/munge.log"],
+            [
+                "munged",
+                "--foreground",
+                f"--key-file={folder}/munge.key",
+                f"--socket={folder}/munge.socket",
+                f"--pid-file={folder}/munge.pid",
+                f"--seed-file={folder}/munge.seed",
+                f"--log-file={folder}/munge.log",
+            ],
             ["slurmctld", "-D"],
             ["slurmd", "-D", "-N", "localhost"],
         ):
@@ -146,9 +154,16 @@ def _configure(folder: pathlib.Path, grace: int) -> None:
             free = sockets.enter_context(socket.socket())
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(
-        folder=folder, user=getpass.getuser(), host=socket.gethostname().partition(".")[0], grace=grace,
-        controller_port=ports[0], node_port=ports[1]))
+    (folder / "slurm.conf").write_text(
+        CONFIGURATION.format(
+            folder=folder,
+            user=getpass.getuser(),
+            host=socket.gethostname().partition(".")[0],
+            grace=grace,
+            controller_port=ports[0],
+            node_port=ports[1],
+        )
+    )
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key").chmod(0o600)
 
@@ -156,8 +171,9 @@ def _configure(folder: pathlib.Path, grace: int) -> None:
 @contextlib.contextmanager
 def _daemon(command: Sequence[str], folder: pathlib.Path, environment: dict[str, str]) -> Iterator[None]:
     with open(folder / f"{command[0]}.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         yield
     finally:

@@ -60,6 +60,7 @@ def random_params(config, seed=0):
 
 def loud(config, seed=0):
     """A model and parameters such that attention, inputs and positions all change what is decoded."""
+
     def louder(path, leaf):
         name = path_name(path)
         if "attention" in name and "kernel" in name:

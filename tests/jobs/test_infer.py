@@ -7,13 +7,13 @@ import re
 import sys
 import types
 
-import gin
 import jax
 import jax.numpy as jnp
 import pytest
 from infer_runs import INFER, MAX_LENGTH, WORDS, expected, log_likelihoods, read, save, sentences, write
 from tiny_models import random_params
 
+import gin
 from t5x_lite import decoding
 from t5x_lite.errors import UserError
 from t5x_lite.jobs import infer as job
@@ -61,15 +61,33 @@ def test_stdin_to_stdout(tiny, checkpoint, monkeypatch, capsysbinary):
 
 
 def test_malformed_lines_are_records_with_an_error(tiny, checkpoint, tmp_path):
-    lines = [b'{"input": "the fox"}', b"not json", b"", b'{"text": "x"}', b'{"input": 7}', b"[1]",
-             b'{"input": "\xff\xfe"}', b'{"input": "\\ud800 fox"}', b"[" * 100_000, b'{"input": "a dog"}']
+    lines = [
+        b'{"input": "the fox"}',
+        b"not json",
+        b"",
+        b'{"text": "x"}',
+        b'{"input": 7}',
+        b"[1]",
+        b'{"input": "\xff\xfe"}',
+        b'{"input": "\\ud800 fox"}',
+        b"[" * 100_000,
+        b'{"input": "a dog"}',
+    ]
     path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     path.write_bytes(b"\n".join(lines))
     assert job.infer(checkpoint, path, out, **INFER) == 8
     records = read(out)
     assert [records[0], records[9]] == expected(tiny, ["the fox", "a dog"])
-    said = ["not JSON", "not JSON", "no field 'input'", "not a string", "not a JSON object", "not UTF-8 at byte 12",
-            "lone surrogate", "not JSON"]
+    said = [
+        "not JSON",
+        "not JSON",
+        "no field 'input'",
+        "not a string",
+        "not a JSON object",
+        "not UTF-8 at byte 12",
+        "lone surrogate",
+        "not JSON",
+    ]
     for record, line, message in zip(records[1:9], lines[1:9], said, strict=True):
         assert set(record) == {"input", "error"} and message in record["error"]
         if message != "lone surrogate":
@@ -114,8 +132,11 @@ def test_score_mode(tiny, checkpoint, tmp_path):
 
 def test_score_of_a_prediction_is_its_score(checkpoint, tmp_path):
     """Where the prediction's text encodes back to its ids; bytes always do."""
-    model = Model(T5Config(vocab_size=259, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-                           num_decoder_layers=1))
+    model = Model(
+        T5Config(
+            vocab_size=259, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1
+        )
+    )
     params = random_params(model.config, seed=7)
     ids = jnp.arange(259)
     letters_and_eos = jnp.where(ids == 1, 3.0, (ids >= 100) & (ids < 125))
@@ -229,5 +250,7 @@ def test_unsound_weights_are_an_error_not_a_nan(tiny, tmp_path):
 def test_gin_binds_it(tiny, checkpoint, tmp_path):
     source, out = write(tmp_path / "in.txt", ["the fox"]), tmp_path / "out"
     gin.parse_config_file("t5x_lite/gin/runs/infer.gin")
-    gin.parse_config(f"infer.checkpoint = '{checkpoint}'\ninfer.input = '{source}'\ninfer.output = '{out}'\n"
-                     f"BATCH_SIZE = 8\nDecoder.max_length = {MAX_LENGTH}\ninfer.max_input_length = 64")
+    gin.parse_config(
+        f"infer.checkpoint = '{checkpoint}'\ninfer.input = '{source}'\ninfer.output = '{out}'\n"
+        f"BATCH_SIZE = 8\nDecoder.max_length = {MAX_LENGTH}\ninfer.max_input_length = 64"
+    )

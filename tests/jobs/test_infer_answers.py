@@ -17,10 +17,14 @@ from t5x_lite.models import Model, T5Config
 from t5x_lite.vocabularies import ByteVocabulary
 
 
-@pytest.mark.parametrize("decoder", [
-    decoding.Decoder(MAX_LENGTH, "beam", num_beams=3, num_return_sequences=2),
-    decoding.Decoder(MAX_LENGTH, "sample", num_return_sequences=3),
-], ids=["beam", "sample"])
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        decoding.Decoder(MAX_LENGTH, "beam", num_beams=3, num_return_sequences=2),
+        decoding.Decoder(MAX_LENGTH, "sample", num_return_sequences=3),
+    ],
+    ids=["beam", "sample"],
+)
 def test_several_answers_best_first(tiny, checkpoint, tmp_path, decoder):
     model, params, vocabulary = tiny
     texts = sentences(20, seed=8)
@@ -30,16 +34,23 @@ def test_several_answers_best_first(tiny, checkpoint, tmp_path, decoder):
     ids, scores = map(np.asarray, run(params, tokens(vocabulary, texts)))
     records = read(out)
     for i, record in enumerate(records):
-        assert record == {"input": texts[i], "predictions": [
-            {"text": vocabulary.decode(row), "score": pytest.approx(float(score), abs=1e-3)}
-            for row, score in zip(ids[i], scores[i], strict=True)]}
+        assert record == {
+            "input": texts[i],
+            "predictions": [
+                {"text": vocabulary.decode(row), "score": pytest.approx(float(score), abs=1e-3)}
+                for row, score in zip(ids[i], scores[i], strict=True)
+            ],
+        }
     assert len({p["text"] for r in records for p in r["predictions"]}) > 20
 
 
 def test_beams_that_were_not_found_are_left_out(tmp_path):
     """A model that ends every answer at once has one to give."""
-    model = Model(T5Config(vocab_size=259, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-                           num_decoder_layers=1))
+    model = Model(
+        T5Config(
+            vocab_size=259, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1
+        )
+    )
     params = random_params(model.config)
     kernel = params["decoder"]["logits_dense"]["kernel"]
     params["decoder"]["logits_dense"]["kernel"] = jnp.where(jnp.arange(259) == 100, 0.0, kernel - 1e9)
@@ -63,8 +74,9 @@ def test_a_prefix_begins_every_prediction(tiny, checkpoint, tmp_path):
     run = jax.jit(lambda p, x, y: decoding.decode(model, p, x, MAX_LENGTH, decoder_prefix=y))
     expected_ids, scores = run(params, tokens(vocabulary, texts), np.array([ids] * 20, np.int32))
     for i, record in enumerate(read(tmp_path / "out")):
-        assert record["prediction"] == vocabulary.decode(np.asarray(expected_ids[i])) and \
-            record["prediction"].startswith(prefix)
+        assert record["prediction"] == vocabulary.decode(np.asarray(expected_ids[i])) and record[
+            "prediction"
+        ].startswith(prefix)
         assert record["score"] == pytest.approx(float(scores[i]), abs=1e-3)
     with pytest.raises(UserError, match="infer.decoder_prefix has .* Decoder.max_length=6"):
         job.infer(checkpoint, source, tmp_path / "long", **INFER, decoder_prefix="the lazy dog jumps over the fox")
@@ -89,8 +101,12 @@ def test_ranked_choices(tiny, checkpoint, tmp_path):
             exact = [float(next(scores)) for _ in given]
             best = int(np.argmax(exact))
             assert out.pop("scores") == pytest.approx(exact, abs=1e-3)
-            assert out == {"input": text, "prediction": given[best], "score": pytest.approx(exact[best], abs=1e-3),
-                           **({"choices": mine} if out is other else {})}
+            assert out == {
+                "input": text,
+                "prediction": given[best],
+                "score": pytest.approx(exact[best], abs=1e-3),
+                **({"choices": mine} if out is other else {}),
+            }
 
 
 @pytest.mark.slow
@@ -101,9 +117,14 @@ def test_several_checkpoints_are_averaged(tiny, checkpoint, tmp_path):
     texts = sentences(16, seed=12)
     source = write(tmp_path / "in.txt", texts)
     ids, scores = decode(model, (params, second), tokens(vocabulary, texts), MAX_LENGTH)
-    expected = [{"input": text, "prediction": vocabulary.decode(np.asarray(row)),
-                 "score": pytest.approx(float(score), abs=1e-3)}
-                for text, row, score in zip(texts, ids, scores, strict=True)]
+    expected = [
+        {
+            "input": text,
+            "prediction": vocabulary.decode(np.asarray(row)),
+            "score": pytest.approx(float(score), abs=1e-3),
+        }
+        for text, row, score in zip(texts, ids, scores, strict=True)
+    ]
     for name, given in (("text", f"{checkpoint},{other}"), ("list", [checkpoint, other])):
         job.infer(given, source, tmp_path / name, **INFER)
         assert read(tmp_path / name) == expected
@@ -117,9 +138,12 @@ def test_several_checkpoints_are_averaged(tiny, checkpoint, tmp_path):
     wider = Model(dataclasses.replace(model.config, mlp_dim=16))
     wider = save(tmp_path / "wider", wider, random_params(wider.config), vocabulary)
     bytes_ = save(tmp_path / "bytes", model, params, ByteVocabulary(0))
-    for given, message in ((f"{checkpoint},{wider}", "another T5Config.mlp_dim .16.* than .*averaged"),
-                           (f"{checkpoint},{bytes_}", "another vocabulary than"), (f"{checkpoint},", "empty path"),
-                           ([], "empty path")):
+    for given, message in (
+        (f"{checkpoint},{wider}", "another T5Config.mlp_dim .16.* than .*averaged"),
+        (f"{checkpoint},{bytes_}", "another vocabulary than"),
+        (f"{checkpoint},", "empty path"),
+        ([], "empty path"),
+    ):
         with pytest.raises(UserError, match=message):
             job.infer(given, source, tmp_path / "none", **INFER)
     assert not (tmp_path / "none.partial").exists()

@@ -19,9 +19,14 @@ def test_two_processes_go_on_where_one_was_killed_and_answer_as_it_does(tiny, ch
     lines = [json.dumps({"input": text}) for text in texts]
     bad = WINDOW * BATCH + 3
     write(tmp_path / "in.jsonl", [*lines[:bad], "not JSON", *lines[bad:]])
-    flags = [f"--checkpoint={checkpoint}", f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}",
-             f"--gin.Decoder.max_length={MAX_LENGTH}", f"--gin.infer.batch_size={BATCH}",
-             "--gin.infer.max_input_length=64"]
+    flags = [
+        f"--checkpoint={checkpoint}",
+        f"--input={tmp_path / 'in.jsonl'}",
+        f"--output={tmp_path / 'out.jsonl'}",
+        f"--gin.Decoder.max_length={MAX_LENGTH}",
+        f"--gin.infer.batch_size={BATCH}",
+        "--gin.infer.max_input_length=64",
+    ]
 
     def killed(output):
         raise KeyboardInterrupt
@@ -37,7 +42,7 @@ def test_two_processes_go_on_where_one_was_killed_and_answer_as_it_does(tiny, ch
         assert f"going on after line {len(first)}" in started.log(0)
         assert f"{len(texts) + 1} lines -> " in started.log(0) and "lines" not in started.log(1)
     out = read(tmp_path / "out.jsonl")
-    assert out[:len(first)] == first
-    assert [record.get("prediction") for record in out[len(first):]] == [record.get("prediction") for record in second]
+    assert out[: len(first)] == first
+    assert [record.get("prediction") for record in out[len(first) :]] == [record.get("prediction") for record in second]
     assert "error" in out.pop(bad)
     assert out == expected(tiny, texts)

@@ -67,11 +67,11 @@ def test_a_job_is_not_resumed_on_another_input_or_with_other_settings(checkpoint
     part = tmp_path / "out.partial" / text_io._part_name(0)
     before = part.read_bytes()
 
-    changed = write(tmp_path / "changed.txt", [*texts[:done - 1], "changed", *texts[done:]])
+    changed = write(tmp_path / "changed.txt", [*texts[: done - 1], "changed", *texts[done:]])
     with pytest.raises(UserError, match=f"line {done} of .*overwrite"):
         job.infer(checkpoint, changed, out, **INFER)
     with pytest.raises(UserError, match=f"line {done} of .*overwrite"):
-        job.infer(checkpoint, write(tmp_path / "short.txt", texts[:done - 1]), out, **INFER)
+        job.infer(checkpoint, write(tmp_path / "short.txt", texts[: done - 1]), out, **INFER)
     for other in ({"decoder": decoding.Decoder(7)}, {"max_input_length": 32}, {"vocabulary": train_vocabulary(4)}):
         with pytest.raises(UserError, match="made with another .*(max_length|max_input_length|vocabulary).*overwrite"):
             job.infer(checkpoint, source, out, **INFER | other)
@@ -133,8 +133,14 @@ BLOCKED = """
 def test_runs_without_tensorflow_and_survives_a_kill(checkpoint, tmp_path):
     texts = sentences(4000, seed=7)
     source, out = write(tmp_path / "in.txt", texts), tmp_path / "out"
-    command = [sys.executable, "-c", textwrap.dedent(BLOCKED.format(max_length=MAX_LENGTH)), str(checkpoint), source,
-               str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(BLOCKED.format(max_length=MAX_LENGTH)),
+        str(checkpoint),
+        source,
+        str(out),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         parts = lambda: sorted((tmp_path / "out.partial").glob("part-*.jsonl"))  # noqa: E731

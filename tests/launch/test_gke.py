@@ -7,11 +7,11 @@ import math
 import pathlib
 import re
 
-import gin
 import jsonschema
 import pytest
 import yaml
 
+import gin
 from t5x_lite import cli, configuration
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -60,10 +60,16 @@ def test_it_is_a_jobset(manifest):
     assert not errors
 
 
-@pytest.mark.parametrize("path, value", [
-    ("replicas", "2"), ("template.spec.parallellism", 4), ("template.spec.podFailurePolicy.rules.0.action", None),
-    ("template.spec.template.spec.containers.0.image", 3), ("template.spec.template.spec.nodeSelector", ["4x4"]),
-])
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        ("replicas", "2"),
+        ("template.spec.parallellism", 4),
+        ("template.spec.podFailurePolicy.rules.0.action", None),
+        ("template.spec.template.spec.containers.0.image", 3),
+        ("template.spec.template.spec.nodeSelector", ["4x4"]),
+    ],
+)
 def test_the_schema_refuses_mistakes(manifest, path, value):
     broken = copy.deepcopy(manifest)
     at = broken["spec"]["replicatedJobs"][0]
@@ -97,8 +103,10 @@ def first_rule(manifest, exit_code=None, condition=None):
     for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
         assert rule["action"] == "FailJob"
         if exit_code in rule.get("onExitCodes", {}).get("values", ()):
-            message = (f"Container {container['name']} for pod default/t5x-lite-0 failed with exit code {exit_code} "
-                       f"matching FailJob rule at index {index}")
+            message = (
+                f"Container {container['name']} for pod default/t5x-lite-0 failed with exit code {exit_code} "
+                f"matching FailJob rule at index {index}"
+            )
             reason = "PodFailurePolicy"
             break
         if condition in [c["type"] for c in rule.get("onPodConditions", ())]:
@@ -112,11 +120,16 @@ def first_rule(manifest, exit_code=None, condition=None):
     return "RestartJobSet"
 
 
-@pytest.mark.parametrize("ending, action", [
-    ({"exit_code": 75}, "RestartJobSetAndIgnoreMaxRestarts"), ({"exit_code": 2}, "FailJobSet"),
-    ({"exit_code": 1}, "RestartJobSet"), ({"exit_code": 137}, "RestartJobSet"),
-    ({"condition": "DisruptionTarget"}, "RestartJobSetAndIgnoreMaxRestarts"),
-])
+@pytest.mark.parametrize(
+    "ending, action",
+    [
+        ({"exit_code": 75}, "RestartJobSetAndIgnoreMaxRestarts"),
+        ({"exit_code": 2}, "FailJobSet"),
+        ({"exit_code": 1}, "RestartJobSet"),
+        ({"exit_code": 137}, "RestartJobSet"),
+        ({"condition": "DisruptionTarget"}, "RestartJobSetAndIgnoreMaxRestarts"),
+    ],
+)
 def test_what_follows_an_exit_code(manifest, ending, action):
     assert first_rule(manifest, **ending) == action
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 0

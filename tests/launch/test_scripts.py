@@ -46,8 +46,13 @@ def test_the_image_is_built_from_what_an_installation_needs():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     folders = {line.split("=")[1].strip() for line in config["options"]["package_dir"].strip().splitlines()}
-    files = {"setup.cfg", "pyproject.toml", "constraints.txt", config["metadata"]["license_files"],
-             config["metadata"]["long_description"].split()[1]}
+    files = {
+        "setup.cfg",
+        "pyproject.toml",
+        "constraints.txt",
+        config["metadata"]["license_files"],
+        config["metadata"]["long_description"].split()[1],
+    }
     assert {name.removeprefix("./") for name in copied} == folders | files
     default = next(line.split("=")[1] for line in lines if line.startswith("ARG EXTRAS="))
     assert default in config["options.extras_require"]

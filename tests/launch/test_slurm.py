@@ -45,8 +45,14 @@ class Job:
         self._slurm = slurm
         self.run = folder / "run"
         self.log = folder / "log"
-        self.number = slurm.submit("--nodes=1", f"--ntasks-per-node={TASKS}", f"--output={self.log}", str(SCRIPT),
-                                   *arguments, f"--model_dir={self.run}")
+        self.number = slurm.submit(
+            "--nodes=1",
+            f"--ntasks-per-node={TASKS}",
+            f"--output={self.log}",
+            str(SCRIPT),
+            *arguments,
+            f"--model_dir={self.run}",
+        )
 
     def wait_for_steps(self, n, seconds=600):
         end = time.monotonic() + seconds

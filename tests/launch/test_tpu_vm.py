@@ -13,11 +13,22 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch" / "tpu_vm.sh"
-VARIABLES = {"NAME": "t5", "ZONE": "europe-west4-b", "TPU": "v5litepod-8", "RUNTIME": "v2-alpha-tpuv5-lite",
-             "POLL_SECONDS": "0.1"}
+VARIABLES = {
+    "NAME": "t5",
+    "ZONE": "europe-west4-b",
+    "TPU": "v5litepod-8",
+    "RUNTIME": "v2-alpha-tpuv5-lite",
+    "POLL_SECONDS": "0.1",
+}
 # What a shell would take apart, expand or end a word at.
-ARGUMENTS = ["--gin_file=models/t5_1_1/mini.gin", "--gin.MESH={'data': 1, 'fsdp': 16}",
-             "--gin.NAME=a \"b\" $HOME `id` \\n;#& *", "--model_dir=gs://bucket/it's here", "--gin.EMPTY=", ""]
+ARGUMENTS = [
+    "--gin_file=models/t5_1_1/mini.gin",
+    "--gin.MESH={'data': 1, 'fsdp': 16}",
+    '--gin.NAME=a "b" $HOME `id` \\n;#& *',
+    "--model_dir=gs://bucket/it's here",
+    "--gin.EMPTY=",
+    "",
+]
 
 
 class World:
@@ -26,8 +37,13 @@ class World:
         self._environment = {**fake_gcloud.make(folder, list(plan)), **VARIABLES, **variables}
 
     def start(self, *arguments):
-        return subprocess.Popen(["bash", SCRIPT, *arguments], env=self._environment, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            ["bash", SCRIPT, *arguments],
+            env=self._environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def run(self, *arguments, code=0):
         with self.start(*arguments) as process:
@@ -53,12 +69,23 @@ def words_of(printed):
 
 
 def test_from_nothing_to_nothing(tmp_path):
-    world = World(tmp_path, CREATE_FLAGS="--spot --network=mine", SSH_FLAGS="--tunnel-through-iap",
-                  SETTINGS="TFDS_DATA_DIR=gs://bucket/tfds")
+    world = World(
+        tmp_path,
+        CREATE_FLAGS="--spot --network=mine",
+        SSH_FLAGS="--tunnel-through-iap",
+        SETTINGS="TFDS_DATA_DIR=gs://bucket/tfds",
+    )
     assert world.run("create").splitlines() == ["t5: WAITING_FOR_RESOURCES", "t5: ACTIVE"]
     assert world.calls()[0] == [
-        "create", "t5", "--zone=europe-west4-b", "--accelerator-type=v5litepod-8",
-        "--runtime-version=v2-alpha-tpuv5-lite", "--node-id=t5", "--spot", "--network=mine"]
+        "create",
+        "t5",
+        "--zone=europe-west4-b",
+        "--accelerator-type=v5litepod-8",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--node-id=t5",
+        "--spot",
+        "--network=mine",
+    ]
 
     world.run("install")
     for host in range(fake_gcloud.HOSTS):
@@ -84,10 +111,13 @@ def test_logs_of_another_host(tmp_path):
     assert f"start 0 in {tmp_path}/host1" in world.run("logs")
 
 
-@pytest.mark.parametrize("plan, anew", [
-    (["75 ACTIVE", "0"], False),  # told to stop, but the TPU stays
-    (["75 SUSPENDED", "0"], True),  # the TPU is taken away, and the connection is lost with it
-])
+@pytest.mark.parametrize(
+    "plan, anew",
+    [
+        (["75 ACTIVE", "0"], False),  # told to stop, but the TPU stays
+        (["75 SUSPENDED", "0"], True),  # the TPU is taken away, and the connection is lost with it
+    ],
+)
 def test_a_stopped_run_is_started_again(tmp_path, plan, anew):
     world = World(tmp_path, plan)
     for command in ("create", "install"):
@@ -133,13 +163,15 @@ def test_several_slices(tmp_path):
 
 def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(tmp_path):
     world = World(tmp_path, CREATE_FLAGS="--spot")
-    printed = [world.run("--dry_run", command, *(ARGUMENTS if command == "train" else ()))
-               for command in ("create", "install", "train", "logs", "stop", "delete")]
+    printed = [
+        world.run("--dry_run", command, *(ARGUMENTS if command == "train" else ()))
+        for command in ("create", "install", "train", "logs", "stop", "delete")
+    ]
     assert world.calls() == []
     commands = words_of("".join(printed))
     assert all(words[:4] == ["gcloud", "compute", "tpus", "queued-resources"] for words in commands)
     (start,) = [words[-1].removeprefix("--command=") for words in commands if " start " in words[-1]]
-    assert shlex.split(start)[-len(ARGUMENTS):] == ARGUMENTS  # what the shell over there reads
+    assert shlex.split(start)[-len(ARGUMENTS) :] == ARGUMENTS  # what the shell over there reads
 
 
 @pytest.mark.slow  # gcloud takes a second to start
@@ -150,8 +182,12 @@ def test_gcloud_knows_every_flag(tmp_path):
     for command in words_of(printed):
         # What is to be run on the hosts is not gcloud's.
         words = ["--command=x" if word.startswith("--command=") else word for word in command]
-        done = subprocess.run(["gcloud", "meta", "lint-gcloud-commands", f"--command-string={shlex.join(words)}"],
-                              capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["gcloud", "meta", "lint-gcloud-commands", f"--command-string={shlex.join(words)}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         (found,) = json.loads(done.stdout)
         assert found["success"], found["error_message"]
 

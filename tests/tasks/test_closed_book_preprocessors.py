@@ -15,7 +15,7 @@ def test_closed_books():
     example = {"question": "Who's 'It'?", "answer": {"value": "'The' É", "aliases": tf.constant(["a", "b"])}}
     (found,) = run(closed_book_preprocessors.trivia_question, example)
     # The pattern takes from the first mark to the last.
-    assert found == {"inputs": "trivia question: whos 'it?".encode(), "targets": "the É".encode()}
+    assert found == {"inputs": b"trivia question: whos 'it?", "targets": "the É".encode()}
     (found,) = run(closed_book_preprocessors.trivia_qa_open, example)
     assert found["inputs"] == b"trivia_qa question: Who's 'It'?" and found["targets"] == "'The' É".encode()
     assert np.array_equal(found["answers"], [b"a", b"b"])
@@ -35,6 +35,8 @@ def test_each_salient_span_is_asked_for():
     spans = {"start": tf.constant([3, 8]), "limit": tf.constant([7, 16])}  # of bytes: É has two
     found = run(closed_book_preprocessors.mask_salient_spans, {"text": text, "spans": spans})
     assert [(e["inputs"].decode(), e["targets"].decode()) for e in found] == [
-        ("nem: In _X_ É. Zola was read.", "1905"), ("nem: In 1905 _X_ was read.", "É. Zola")]
+        ("nem: In _X_ É. Zola was read.", "1905"),
+        ("nem: In 1905 _X_ was read.", "É. Zola"),
+    ]
     none = {"start": tf.zeros([0], tf.int32), "limit": tf.zeros([0], tf.int32)}
     assert run(closed_book_preprocessors.mask_salient_spans, {"text": text, "spans": none}) == []

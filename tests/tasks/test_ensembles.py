@@ -14,8 +14,9 @@ from t5x_lite.models import Model, T5Config
 from t5x_lite.partitioning import MeshConfig
 
 EVALUATION = Evaluation("pydocs_library", {"inputs": 48, "targets": 8}, num_examples=8, batch_size=8, decode=False)
-CONFIG = T5Config(vocab_size=4096, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1,
-                  num_decoder_layers=1)
+CONFIG = T5Config(
+    vocab_size=4096, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1
+)
 
 
 @pytest.mark.parametrize("architecture", ["encoder_decoder", "prefix_lm"])

@@ -10,8 +10,11 @@ from t5x_lite.evaluation import Evaluation
 from t5x_lite.models import Model, T5Config
 
 LENGTHS = {"inputs": 48, "targets": 16}
-MODEL = Model(T5Config(vocab_size=4096, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1,
-                       num_decoder_layers=1))
+MODEL = Model(
+    T5Config(
+        vocab_size=4096, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1
+    )
+)
 
 
 @pytest.fixture(scope="module")

@@ -43,28 +43,54 @@ def test_finetuning_evaluating_and_asking(pretrained, tmp_path, capsys):
     assert run("train", *flags, f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}") == 0
     assert sorted(losses(tmp_path)) == [1, 2], "steps count from 0"
     capsys.readouterr()
-    assert run("eval", "--gin_file=runs/eval.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_library_and_summarize",
-               "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}", "--gin.EVALUATION_EXAMPLES=10",
-               f"--model_dir={tmp_path}") == 0
+    assert (
+        run(
+            "eval",
+            "--gin_file=runs/eval.gin",
+            "--gin.MIXTURE_OR_TASK_NAME=pydocs_library_and_summarize",
+            "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}",
+            "--gin.EVALUATION_EXAMPLES=10",
+            f"--model_dir={tmp_path}",
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     trained = plots.read_metrics(tmp_path)
-    for name in ("pydocs_library/accuracy", "pydocs_library/loss", "pydocs_library/token_accuracy",
-                 "pydocs_summarize/rouge1", "pydocs_summarize/rougeL"):
+    for name in (
+        "pydocs_library/accuracy",
+        "pydocs_library/loss",
+        "pydocs_library/token_accuracy",
+        "pydocs_summarize/rouge1",
+        "pydocs_summarize/rougeL",
+    ):
         assert f"eval/{name}" in out and f"eval/{name}" in trained
     sample = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
     assert sample["inputs"].startswith(("library: ", "summarize: ")) and "prediction" in sample
     (tmp_path / "ask.txt").write_text("library: the queue of the tensor\n")
-    assert run("infer", f"--checkpoint={tmp_path}", f"--input={tmp_path}/ask.txt", f"--output={tmp_path}/out.jsonl",
-               "--gin.infer.batch_size=8") == 0
+    assert (
+        run(
+            "infer",
+            f"--checkpoint={tmp_path}",
+            f"--input={tmp_path}/ask.txt",
+            f"--output={tmp_path}/out.jsonl",
+            "--gin.infer.batch_size=8",
+        )
+        == 0
+    )
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
 
 
 def test_all_checkpoints_of_a_run_are_evaluated_or_one(pretrained, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(pretrained, folder)
-    flags = ["--gin_file=runs/eval.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption", f"--model_dir={folder}",
-             "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}", "--gin.EVALUATION_EXAMPLES=10",
-             "--gin.Evaluation.decode=False"]
+    flags = [
+        "--gin_file=runs/eval.gin",
+        "--gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption",
+        f"--model_dir={folder}",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}",
+        "--gin.EVALUATION_EXAMPLES=10",
+        "--gin.Evaluation.decode=False",
+    ]
     trained = plots.read_metrics(folder)["eval/pydocs_span_corruption/loss"][1][-1]
     assert run("eval", *flags, "--gin.evaluate.checkpoint=all", "--gin.SPLIT=test") == 0
     steps, values = plots.read_metrics(folder)["test/pydocs_span_corruption/loss"]
@@ -80,37 +106,82 @@ def test_all_checkpoints_of_a_run_are_evaluated_or_one(pretrained, tmp_path, cap
 
 @pytest.mark.slow
 def test_a_prefix_language_model_trains_evaluates_and_answers(corpus_dir, tmp_path):
-    flags = [*FINETUNE, f"--model_dir={tmp_path}", "--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.TRAIN_STEPS=1",
-             "--gin.T5Config.architecture=prefix_lm", "--gin.T5Config.num_encoder_layers=0"]
+    flags = [
+        *FINETUNE,
+        f"--model_dir={tmp_path}",
+        "--gin.INITIAL_CHECKPOINT_PATH=None",
+        "--gin.TRAIN_STEPS=1",
+        "--gin.T5Config.architecture=prefix_lm",
+        "--gin.T5Config.num_encoder_layers=0",
+    ]
     assert run("train", *flags) == 0
     metrics = plots.read_metrics(tmp_path)
     assert {"eval/pydocs_summarize/loss", "eval/pydocs_summarize/rouge1", "train/loss"} <= set(metrics)
     (tmp_path / "ask.txt").write_text("library: the queue of the tensor\n")
-    assert run("infer", f"--checkpoint={tmp_path}", f"--input={tmp_path}/ask.txt", f"--output={tmp_path}/out.jsonl",
-               "--gin.infer.batch_size=8", "--gin.Decoder.max_length=4") == 0
+    assert (
+        run(
+            "infer",
+            f"--checkpoint={tmp_path}",
+            f"--input={tmp_path}/ask.txt",
+            f"--output={tmp_path}/out.jsonl",
+            "--gin.infer.batch_size=8",
+            "--gin.Decoder.max_length=4",
+        )
+        == 0
+    )
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
 
 
 @pytest.mark.slow
 def test_absolute_steps_go_on_from_the_checkpoints(pretrained, tmp_path):
-    assert run("train", *FINETUNE, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=7", "--gin.DECODE=False",
-               "--gin.train.absolute_steps=True", f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}") == 0
+    assert (
+        run(
+            "train",
+            *FINETUNE,
+            f"--model_dir={tmp_path}",
+            "--gin.TRAIN_STEPS=7",
+            "--gin.DECODE=False",
+            "--gin.train.absolute_steps=True",
+            f"--gin.INITIAL_CHECKPOINT_PATH={pretrained}",
+        )
+        == 0
+    )
     assert sorted(losses(tmp_path)) == [7]
 
 
 @pytest.mark.slow
 def test_training_ends_early_when_a_metric_stays(corpus_dir, tmp_path):
-    assert run("train", *PRETRAIN, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=50", "--gin.train.evaluate_every=1",
-               "--gin.inverse_square_root.scale=0.0", "--gin.train.early_stopping_patience=2",
-               "--gin.train.early_stopping_metric=eval/pydocs_span_corruption/loss") == 0
+    assert (
+        run(
+            "train",
+            *PRETRAIN,
+            f"--model_dir={tmp_path}",
+            "--gin.TRAIN_STEPS=50",
+            "--gin.train.evaluate_every=1",
+            "--gin.inverse_square_root.scale=0.0",
+            "--gin.train.early_stopping_patience=2",
+            "--gin.train.early_stopping_metric=eval/pydocs_span_corruption/loss",
+        )
+        == 0
+    )
     assert max(losses(tmp_path)) == 3, "the first evaluation is the best, two more are no better"
 
 
 @pytest.mark.slow
 def test_bytes_instead_of_word_pieces_is_one_binding(corpus_dir, tmp_path):
-    assert run("train", *FINETUNE, f"--model_dir={tmp_path}", "--gin.TRAIN_STEPS=1", "--gin.DECODE=False",
-               "--gin.INITIAL_CHECKPOINT_PATH=None", "--gin.VOCABULARY=@ByteVocabulary()",
-               "--gin.T5Config.vocab_size=384") == 0
+    assert (
+        run(
+            "train",
+            *FINETUNE,
+            f"--model_dir={tmp_path}",
+            "--gin.TRAIN_STEPS=1",
+            "--gin.DECODE=False",
+            "--gin.INITIAL_CHECKPOINT_PATH=None",
+            "--gin.VOCABULARY=@ByteVocabulary()",
+            "--gin.T5Config.vocab_size=384",
+        )
+        == 0
+    )
     assert checkpoints.load_for_inference(tmp_path)[2]["vocabulary"]["kind"] == "bytes"
 
 

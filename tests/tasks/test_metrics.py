@@ -30,10 +30,12 @@ def test_f1_takes_an_answer_that_is_no_class_for_the_wrong_one():
 def test_class_metrics_of_scikit_learn():
     # Hits 2, misses 1, false alarms 1, right rejections 2: (2·2 - 1·1) / sqrt(3·3·3·3).
     assert metrics.matthews_corrcoef([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0]) == {
-        "matthews_corrcoef": pytest.approx(100 / 3)}
+        "matthews_corrcoef": pytest.approx(100 / 3)
+    }
     # F1 of the classes 1, 2/3 and 0 (an answer that is none costs class 2 its hit).
     assert metrics.mean_multiclass_f1(3)([0, 1, 1, 2], [0, 1, -1, -1]) == {
-        "mean_3class_f1": pytest.approx(100 * (1 + 2 / 3 + 0) / 3)}
+        "mean_3class_f1": pytest.approx(100 * (1 + 2 / 3 + 0) / 3)
+    }
     assert metrics.sklearn_metrics_wrapper("accuracy_score", "acc", lambda v: 10 * v)([1, 0], [1, 1]) == {"acc": 5.0}
     with pytest.raises(ValueError, match="no 'nothing_score'"):
         metrics.sklearn_metrics_wrapper("nothing_score")
@@ -90,7 +92,8 @@ def test_rouge_is_the_median_of_resamples_and_leaves_chance_alone():
     np.random.seed(4)
     assert metrics.rouge(targets, predictions) == first
     assert metrics.rouge(targets, predictions)["rouge1"] == pytest.approx(
-        metrics.rouge_mean(targets, predictions)["rouge1"], abs=15)
+        metrics.rouge_mean(targets, predictions)["rouge1"], abs=15
+    )
     assert metrics.rouge(["a b"], ["a b"]) == {"rouge1": 100, "rouge2": 100, "rougeLsum": 100}
 
 
@@ -123,7 +126,12 @@ def test_answers_are_scored_by_the_best():
 def test_spans_are_scored_by_their_words():
     target = {"answers": ["Ann won"], "context": "In 1998, Ann won; Bo lost."}
     for prediction, em in {
-        "start: 2 end: 3": 100, "start: 2 end: 2": 0, "nonsense": 0, "start: two end: 3": 0, "": 0, "start: 2": 0,
+        "start: 2 end: 3": 100,
+        "start: 2 end: 2": 0,
+        "nonsense": 0,
+        "start: two end: 3": 0,
+        "": 0,
+        "start: 2": 0,
     }.items():
         assert metrics.span_squad([target], [prediction])["em"] == em, prediction
 
@@ -139,7 +147,10 @@ def test_groups_count_alike():
     predictions = [{"value": v} for v in (1, 0, 1, 0)]
     assert metrics.mean_group_metric(metrics.all_match)(targets, predictions) == {"exact_match": 50.0}
     assert metrics.mean_group_metric(metrics.accuracy, return_subgroup_scores=True)(targets, predictions) == {
-        "accuracy": pytest.approx((200 / 3 + 100) / 2), "1-accuracy": pytest.approx(200 / 3), "2-accuracy": 100.0}
+        "accuracy": pytest.approx((200 / 3 + 100) / 2),
+        "1-accuracy": pytest.approx(200 / 3),
+        "2-accuracy": 100.0,
+    }
     assert metrics.multirc_f1_over_all_answers(targets, predictions) == {"f1": pytest.approx(80.0)}
 
 
@@ -151,8 +162,13 @@ def ranked(*rows):
 def test_rank_classification_of_two():
     # In any order. Example 0 is class 1 and found; example 1 is class 0 and missed; example 2 is class 0 and found.
     targets, scores = ranked(
-        (1, 1, False, -1.0), (0, 0, False, -2.0), (0, 1, True, -1.0), (1, 0, True, -1.5), (2, 0, True, 0.0),
-        (2, 1, False, -9.0))
+        (1, 1, False, -1.0),
+        (0, 0, False, -2.0),
+        (0, 1, True, -1.0),
+        (1, 0, True, -1.5),
+        (2, 0, True, 0.0),
+        (2, 1, False, -9.0),
+    )
     found = metrics.rank_classification(targets, scores, num_classes=2)
     assert found["accuracy"] == pytest.approx(200 / 3)
     assert found["f1"] == pytest.approx(200 / 3)  # one hit, one false alarm
@@ -162,8 +178,13 @@ def test_rank_classification_of_two():
 
 def test_rank_classification_of_more():
     targets, scores = ranked(
-        (0, 0, True, 0.0), (0, 1, False, -1.0), (0, 2, False, -2.0), (1, 0, False, 0.0), (1, 1, True, -1.0),
-        (1, 2, False, -2.0))
+        (0, 0, True, 0.0),
+        (0, 1, False, -1.0),
+        (0, 2, False, -2.0),
+        (1, 0, False, 0.0),
+        (1, 1, True, -1.0),
+        (1, 2, False, -2.0),
+    )
     found = metrics.rank_classification(targets, scores, num_classes=3)
     assert found == {"accuracy": 50.0, "mean_3class_f1": pytest.approx(100 * (2 / 3) / 3)}
     # Two right answers: either will do, and only accuracy is reported.

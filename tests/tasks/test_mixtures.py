@@ -1,21 +1,36 @@
 """What the mixtures hold, and how often each member is drawn."""
 
-import gin
 import pytest
 import seqio
 import tensorflow as tf
 
+import gin
 import t5x_lite.tasks  # noqa: F401  (registers)
 from t5x_lite import configuration
 from t5x_lite.tasks import rates
 
 PUBLISHED_GLUE = {
-    "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363849, "stsb": 5749, "mnli": 392702, "qnli": 104743, "rte": 2490,
-    "mnli_mismatched": 0, "mnli_matched": 0, "ax": 0,
+    "cola": 8551,
+    "sst2": 67349,
+    "mrpc": 3668,
+    "qqp": 363849,
+    "stsb": 5749,
+    "mnli": 392702,
+    "qnli": 104743,
+    "rte": 2490,
+    "mnli_mismatched": 0,
+    "mnli_matched": 0,
+    "ax": 0,
 }
 FINETUNED = (
-    "glue_v002_proportional", "super_glue_v102_proportional", "cnn_dailymail_v002", "squad_v010_allanswers",
-    "wmt_t2t_ende_v003", "wmt15_enfr_v003", "wmt16_enro_v003")
+    "glue_v002_proportional",
+    "super_glue_v102_proportional",
+    "cnn_dailymail_v002",
+    "squad_v010_allanswers",
+    "wmt_t2t_ende_v003",
+    "wmt15_enfr_v003",
+    "wmt16_enro_v003",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +45,10 @@ def sized(monkeypatch):
 
     def say(**examples):
         monkeypatch.setattr(
-            seqio.TfdsDataSource, "num_input_examples",
-            lambda self, split: examples[self.tfds_dataset.name.split("/")[0].split(":")[0]])
+            seqio.TfdsDataSource,
+            "num_input_examples",
+            lambda self, split: examples[self.tfds_dataset.name.split("/")[0].split(":")[0]],
+        )
 
     return say
 
@@ -58,9 +75,13 @@ def test_benchmarks_go_by_the_published_sizes_alone():
     assert sentinels["super_glue_wsc_v102_simple_1_sentinel_train"] == 259
     assert {name.replace("_1_sentinel", ""): rate for name, rate in sentinels.items()} == found
     assert rates_of("wsc_dpr_simple_proportional") == {
-        "dpr_v001_simple": 1322, "super_glue_wsc_v102_simple_train": 259, "super_glue_wsc_v102_simple_eval": 0}
+        "dpr_v001_simple": 1322,
+        "super_glue_wsc_v102_simple_train": 259,
+        "super_glue_wsc_v102_simple_eval": 0,
+    }
     assert rates_of("glue_mnli_and_dev_v002") == {
-        f"glue_{name}_v002": 1 for name in ("mnli", "mnli_matched", "mnli_mismatched")}
+        f"glue_{name}_v002": 1 for name in ("mnli", "mnli_matched", "mnli_mismatched")
+    }
 
 
 @pytest.mark.parametrize(

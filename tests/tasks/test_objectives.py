@@ -1,15 +1,15 @@
 """Masks and fills: the properties by which they are defined, for one segment and for many at once."""
 
-from collections import Counter
 import itertools
+from collections import Counter
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
 import numpy as np
 import pytest
 import scipy.stats
 import seqio
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from t5x_lite import vocabularies
 from t5x_lite.errors import UserError
@@ -37,10 +37,7 @@ def even(counts, cases: int) -> bool:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    length=st.integers(2, 700),
-    density=st.floats(0.05, 0.5),
-    mean=st.floats(1.0, 20.0),
-    seed=st.integers(0, 2**31 - 1),
+    length=st.integers(2, 700), density=st.floats(0.05, 0.5), mean=st.floats(1.0, 20.0), seed=st.integers(0, 2**31 - 1)
 )
 def test_span_mask_has_the_exact_counts_and_ends(length, density, mean, seed):
     mask = preprocessors.random_spans_noise_mask(length, density, seeds(seed), mean_noise_span_length=mean).numpy()
@@ -130,8 +127,9 @@ def test_prefix_of_next_to_nothing_and_of_too_much():
 
 
 @pytest.mark.parametrize(
-    "mask_fn", [masks.iid_noise_mask, masks.regular_noise_mask, masks.random_spans_noise_mask,
-                masks.random_prefix_noise_mask])
+    "mask_fn",
+    [masks.iid_noise_mask, masks.regular_noise_mask, masks.random_spans_noise_mask, masks.random_prefix_noise_mask],
+)
 def test_the_same_seeds_give_the_same_mask(mask_fn):
     one, again, other = (mask_fn([90] * 4, 0.3, seeds(n)).numpy() for n in (1, 1, 2))
     assert (one == again).all() and (one != other).any()
@@ -162,10 +160,19 @@ def random_segments(seed, density=0.4):
     return tokens, noise, (tf.ragged.constant(tokens, tf.int32, 1), tf.ragged.constant(noise, tf.bool, 1))
 
 
-@pytest.mark.parametrize("fill", [
-    fills.noise_token_to_sentinel, fills.noise_span_to_sentinel, fills.nonnoise_span_to_sentinel,
-    fills.noise_span_to_unique_sentinel, fills.nonnoise_span_to_unique_sentinel,
-    fills.noise_span_after_unique_sentinel, fills.drop_noise_tokens, fills.drop_nonnoise_tokens])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        fills.noise_token_to_sentinel,
+        fills.noise_span_to_sentinel,
+        fills.nonnoise_span_to_sentinel,
+        fills.noise_span_to_unique_sentinel,
+        fills.nonnoise_span_to_unique_sentinel,
+        fills.noise_span_after_unique_sentinel,
+        fills.drop_noise_tokens,
+        fills.drop_nonnoise_tokens,
+    ],
+)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
 def test_many_segments_are_filled_as_each_alone(fill, seed):
@@ -252,8 +259,10 @@ def test_random_tokens_are_any_but_the_reserved():
     assert (made[1::2] == 300).all() and set(made[::2]) == set(range(3, 359))
 
 
-@pytest.mark.parametrize("fill, sentinels, others", [
-    (fills.noise_token_to_random_token_or_sentinel, 0.9, 0.1), (fills.bert_noise_tokens, 0.8, 0.1)])
+@pytest.mark.parametrize(
+    "fill, sentinels, others",
+    [(fills.noise_token_to_random_token_or_sentinel, 0.9, 0.1), (fills.bert_noise_tokens, 0.8, 0.1)],
+)
 def test_mixtures_have_their_shares(fill, sentinels, others):
     tokens, mask = tf.zeros([40_000], tf.int32) + 2, tf.range(40_000) % 2 == 0  # 2 is reserved: never drawn
     made = fill(tokens, mask, BYTES, seeds(1)).numpy()

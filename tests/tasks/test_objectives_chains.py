@@ -238,7 +238,9 @@ def test_denoise_takes_functions_of_one_segment_as_t5_has_them():
 
     ds = preprocessors.denoise(dataset([3, 4, 5], [6, 7]), FEATURES, 0.5, every_other, reversed_noise)
     assert [(e["inputs"].tolist(), e["targets"].tolist()) for e in ds.as_numpy_iterator()] == [
-        ([5, 3], [3, 4, 5]), ([6], [6, 7])]
+        ([5, 3], [3, 4, 5]),
+        ([6], [6, 7]),
+    ]
 
 
 def test_iid_denoising_aligns_its_sentinels_on_demand():
@@ -283,18 +285,21 @@ def test_language_models_have_targets_alone():
     assert segments == [(None, [5] * 49), (None, [5] * 11 + [6] * 30)]
 
 
-@pytest.mark.parametrize("chain, kwargs, lengths, message", [
-    ("iid_denoising", {}, {"inputs": 512, "targets": 100}, "targets': 14[0-9]} or longer|targets': 14[0-9]}"),
-    ("bert_style", {}, {"inputs": 512, "targets": 511}, "'targets': 512}"),
-    ("deshuffling", {}, {"inputs": 64, "targets": 63}, "'targets': 64}"),
-    ("iid_denoising", {}, {"targets": 64}, "lacks inputs"),
-    ("span_corruption", {}, {"targets": 64}, "lacks inputs"),
-    ("full_lm", {}, {"inputs": 64}, "lacks targets"),
-    ("iid_denoising", {"noise_density": 0.5}, {"inputs": 512, "targets": 512}, "100 sentinels"),
-    ("span_corruption", {"noise_density": 0.5}, {"inputs": 512, "targets": 512}, "100 sentinels"),
-    ("ul2", {"denoisers": ()}, {"inputs": 64, "targets": 64}, "denoisers is empty"),
-    ("ul2", {}, {"inputs": 64, "targets": 50}, "NLG.* makes"),
-])
+@pytest.mark.parametrize(
+    "chain, kwargs, lengths, message",
+    [
+        ("iid_denoising", {}, {"inputs": 512, "targets": 100}, "targets': 14[0-9]} or longer|targets': 14[0-9]}"),
+        ("bert_style", {}, {"inputs": 512, "targets": 511}, "'targets': 512}"),
+        ("deshuffling", {}, {"inputs": 64, "targets": 63}, "'targets': 64}"),
+        ("iid_denoising", {}, {"targets": 64}, "lacks inputs"),
+        ("span_corruption", {}, {"targets": 64}, "lacks inputs"),
+        ("full_lm", {}, {"inputs": 64}, "lacks targets"),
+        ("iid_denoising", {"noise_density": 0.5}, {"inputs": 512, "targets": 512}, "100 sentinels"),
+        ("span_corruption", {"noise_density": 0.5}, {"inputs": 512, "targets": 512}, "100 sentinels"),
+        ("ul2", {"denoisers": ()}, {"inputs": 64, "targets": 64}, "denoisers is empty"),
+        ("ul2", {}, {"inputs": 64, "targets": 50}, "NLG.* makes"),
+    ],
+)
 def test_what_an_objective_lacks_is_said_before_it_runs(chain, kwargs, lengths, message):
     with pytest.raises(UserError, match=message):
         getattr(preprocessors, chain)(dataset([3]), lengths, FEATURES, **kwargs)
@@ -338,8 +343,10 @@ def test_prefix_lm_rows_are_full():
         (row,) = preprocessors.pack_prefix_lm_encoder_decoder(two, lengths).as_numpy_iterator()
         single = list(preprocessors.pack_prefix_lm_decoder_only(two, lengths).as_numpy_iterator())
     for segment, start in ((1, 3), (2, 13)):
-        parts = [row[f"{side}_{what}"][row[f"{side}_segment_ids"] == segment].tolist() for side, what in (
-            ("encoder", "input_tokens"), ("decoder", "target_tokens"))]
+        parts = [
+            row[f"{side}_{what}"][row[f"{side}_segment_ids"] == segment].tolist()
+            for side, what in (("encoder", "input_tokens"), ("decoder", "target_tokens"))
+        ]
         assert parts[0] + parts[1] == list(range(start, start + 10)) and all(parts)
         assert row["decoder_input_tokens"][row["decoder_segment_ids"] == segment].tolist() == [0, *parts[1][:-1]]
         for side in ("encoder", "decoder"):

@@ -2,12 +2,12 @@
 
 import importlib
 
-import gin
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
+import gin
 from t5x_lite import cli, configuration, data, gin_files
 from t5x_lite.errors import UserError
 from t5x_lite.tasks import c4, preprocessors, unsupervised
@@ -15,8 +15,10 @@ from t5x_lite.tasks import c4, preprocessors, unsupervised
 pytestmark = pytest.mark.slow  # whole runs and pipelines: minutes
 
 # Of the study, under the names that T5 gave them, and ours.
-STUDY = ("iid_15_u_u iid_10_u_u iid_25_u_u iid_50_u_u iid_15_d_d iid_15_m_f iid_15_r10s90_f all_permute prefix_lm lm "
-         "span_2_15_u_u span_3_15_u_u span_5_15_u_u span_10_15_u_u").split()
+STUDY = (
+    "iid_15_u_u iid_10_u_u iid_25_u_u iid_50_u_u iid_15_d_d iid_15_m_f iid_15_r10s90_f all_permute prefix_lm lm "
+    "span_2_15_u_u span_3_15_u_u span_5_15_u_u span_10_15_u_u"
+).split()
 OURS = "iid_15_u_u_aligned iid_15_s80r10k10_f ul2".split()
 BYTES = seqio.ByteVocabulary(extra_ids=100)
 
@@ -46,8 +48,7 @@ def test_an_objective_fills_its_own_lengths(name):
     configuration.parse([f"objectives/{name}.gin"])
     lengths = gin.query_parameter("TASK_FEATURE_LENGTHS/gin.macro.value")
     with seqio.map_seed_manager(1):
-        made = preprocessors.unsupervised(
-            text(), output_features=unsupervised.features(BYTES), sequence_length=lengths)
+        made = preprocessors.unsupervised(text(), output_features=unsupervised.features(BYTES), sequence_length=lengths)
         sizes = [{k: len(v) + 1 for k, v in e.items()} for e in made.take(60).as_numpy_iterator()]
     assert set(sizes[0]) == set(lengths)
     for key, length in lengths.items():
@@ -62,7 +63,10 @@ def test_an_objective_fills_its_own_lengths(name):
 def test_lengths_of_an_objective_beat_those_of_the_run():
     for module in ("t5x_lite.jobs.train", *cli.MODULES):
         importlib.import_module(module)
-    for files in (["objectives/iid_15_u_u.gin", "runs/pretrain.gin"], ["runs/pretrain.gin", "objectives/iid_15_u_u.gin"]):
+    for files in (
+        ["objectives/iid_15_u_u.gin", "runs/pretrain.gin"],
+        ["runs/pretrain.gin", "objectives/iid_15_u_u.gin"],
+    ):
         configuration.parse(files, ["MIXTURE_OR_TASK_NAME=pydocs_unsupervised", "MODEL_DIR=x"])
         assert gin.query_parameter("TASK_FEATURE_LENGTHS/gin.macro.value") == {"inputs": 512, "targets": 192}
 
@@ -113,7 +117,8 @@ def test_ready_rows_of_a_prefix_lm_are_taken_as_they_are():
         features = {k: type(f)(**{**vars(f), "vocabulary": BYTES}) for k, f in task.output_features.items()}
         source = seqio.FunctionDataSource(
             lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({"text": ["some words"] * 300}),
-            splits=("train",))
+            splits=("train",),
+        )
         lengths = {"inputs": 32, "targets": 32} if name == "encoder_decoder" else {"targets": 32}
         ds = task.replace(source=source, output_features=features).get_dataset(lengths, "train", shuffle=False, seed=1)
         rows = seqio_blocks.convert(ds, lengths, packing=True, architecture=architecture)

@@ -30,8 +30,9 @@ def test_characters_of_scripts_without_blanks_stand_alone():
 
 def test_random_split_keeps_the_words_and_draws_a_length_for_each_text():
     split = preprocessors.random_split_text
-    made = [x for (x,) in made_by(
-        split, texts(*[TEXT] * 60), "text", min_words_per_segment=2, max_words_per_segment=20)]
+    made = [
+        x for (x,) in made_by(split, texts(*[TEXT] * 60), "text", min_words_per_segment=2, max_words_per_segment=20)
+    ]
     assert " ".join(made) == " ".join([TEXT] * 60)
     firsts = {len(x.split()) for x in made if x.startswith("w0 ")}
     assert min(firsts) >= 2 and max(firsts) <= 20 and len(firsts) > 6
@@ -63,8 +64,9 @@ def test_a_blank_tells_its_size():
     assert len(sizes) > 8
 
 
-@pytest.mark.parametrize("reuse, expected", [
-    (True, [("A b.", "C!?"), ("C!?", "D"), ("E.", "F.")]), (False, [("A b.", "C!?"), ("E.", "F.")])])
+@pytest.mark.parametrize(
+    "reuse, expected", [(True, [("A b.", "C!?"), ("C!?", "D"), ("E.", "F.")]), (False, [("A b.", "C!?"), ("E.", "F.")])]
+)
 def test_neighbors_stand_on_one_line(reuse, expected):
     text = texts("A b. C!? D\n\nE. F.\nG.")
     assert made_by(preprocessors.neighboring_pairs, text, "first", "second", reuse_sentences=reuse) == expected

@@ -9,17 +9,40 @@ from t5x_lite import checkpoints, cli, configuration, plots
 
 pytestmark = pytest.mark.slow  # whole runs and pipelines: minutes
 
-MODEL = ["--gin_file=models/t5_1_1/mini.gin", "--gin.T5Config.emb_dim=16", "--gin.T5Config.mlp_dim=16",
-         "--gin.T5Config.num_heads=2", "--gin.T5Config.head_dim=8", "--gin.T5Config.vocab_size=384",
-         "--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1"]
+MODEL = [
+    "--gin_file=models/t5_1_1/mini.gin",
+    "--gin.T5Config.emb_dim=16",
+    "--gin.T5Config.mlp_dim=16",
+    "--gin.T5Config.num_heads=2",
+    "--gin.T5Config.head_dim=8",
+    "--gin.T5Config.vocab_size=384",
+    "--gin.T5Config.num_encoder_layers=1",
+    "--gin.T5Config.num_decoder_layers=1",
+]
 BYTES = "--gin.VOCABULARY=@ByteVocabulary()"
-DATA = ["--gin.MIXTURE_OR_TASK_NAME=tsv:pairs.tsv", "--gin.TextFiles.columns=('question', 'answer')",
-        "--gin.TextFiles.template=say: {question}", "--gin.TextFiles.dialect=escaped",
-        "--gin.TextFiles.metrics=('accuracy', 'rouge')", "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 24}",
-        "--gin.EVALUATION_EXAMPLES=9", "--gin.TextFiles.held_out=0.2", "--gin.TextFiles.index_folder=index"]
-TRAIN = [*MODEL, *DATA, BYTES, "--gin_file=runs/finetune.gin", "--gin.INITIAL_CHECKPOINT_PATH=None",
-         "--gin.BATCH_SIZE=8", "--gin.train.log_every=1", "--gin.train.save_every=2",
-         "--gin.SeqioSource.block_records=64", "--gin.NUM_STREAMS=2"]
+DATA = [
+    "--gin.MIXTURE_OR_TASK_NAME=tsv:pairs.tsv",
+    "--gin.TextFiles.columns=('question', 'answer')",
+    "--gin.TextFiles.template=say: {question}",
+    "--gin.TextFiles.dialect=escaped",
+    "--gin.TextFiles.metrics=('accuracy', 'rouge')",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 24}",
+    "--gin.EVALUATION_EXAMPLES=9",
+    "--gin.TextFiles.held_out=0.2",
+    "--gin.TextFiles.index_folder=index",
+]
+TRAIN = [
+    *MODEL,
+    *DATA,
+    BYTES,
+    "--gin_file=runs/finetune.gin",
+    "--gin.INITIAL_CHECKPOINT_PATH=None",
+    "--gin.BATCH_SIZE=8",
+    "--gin.train.log_every=1",
+    "--gin.train.save_every=2",
+    "--gin.SeqioSource.block_records=64",
+    "--gin.NUM_STREAMS=2",
+]
 
 
 def run(job, *flags):
@@ -82,8 +105,17 @@ def test_metrics_by_name_and_samples(trained, capsys):
 
 def test_asking_the_model(trained, folder):
     (folder / "ask.txt").write_text("say: Who said so?\n")
-    assert run("infer", "--checkpoint=run", "--input=ask.txt", "--output=answers.jsonl", "--gin.Decoder.max_length=4",
-               "--gin.infer.batch_size=8") == 0
+    assert (
+        run(
+            "infer",
+            "--checkpoint=run",
+            "--input=ask.txt",
+            "--output=answers.jsonl",
+            "--gin.Decoder.max_length=4",
+            "--gin.infer.batch_size=8",
+        )
+        == 0
+    )
     assert "prediction" in json.loads((folder / "answers.jsonl").read_text())
 
 
@@ -122,8 +154,20 @@ MIXTURE_OR_TASK_NAME = {'said': 1.0, 'text:text.txt': 1.0}
 
     def said(*more):
         capsys.readouterr()
-        assert run("train", *flags, "--gin_file=mixed.gin", "--gin.SeqioSource.packing=False", "--gin.TRAIN_STEPS=9",
-                   "--model_dir=none", "--dry_run", "--show_batches=1", *more) == 0
+        assert (
+            run(
+                "train",
+                *flags,
+                "--gin_file=mixed.gin",
+                "--gin.SeqioSource.packing=False",
+                "--gin.TRAIN_STEPS=9",
+                "--model_dir=none",
+                "--dry_run",
+                "--show_batches=1",
+                *more,
+            )
+            == 0
+        )
         out = capsys.readouterr().out
         assert out.count("\nstep 1, row") == 8
         return out.count("inputs   'SAID: Who said")
@@ -135,33 +179,56 @@ MIXTURE_OR_TASK_NAME = {'said': 1.0, 'text:text.txt': 1.0}
 @pytest.mark.slow
 def test_a_checkpoint_brings_its_vocabulary(trained):
     flags = [flag for flag in TRAIN if flag != BYTES]
-    assert run("train", *flags, "--model_dir=tuned", "--gin.TRAIN_STEPS=1", "--gin.DECODE=False",
-               "--gin.INITIAL_CHECKPOINT_PATH=run") == 0
+    assert (
+        run(
+            "train",
+            *flags,
+            "--model_dir=tuned",
+            "--gin.TRAIN_STEPS=1",
+            "--gin.DECODE=False",
+            "--gin.INITIAL_CHECKPOINT_PATH=run",
+        )
+        == 0
+    )
     vocabulary = checkpoints.read_vocabulary("tuned")
     assert vocabulary is not None and vocabulary == checkpoints.read_vocabulary("run")
 
 
 @pytest.mark.slow
 def test_the_tutorials_file_trains_and_evaluates(capsys):
-    own = ["--gin_file=examples/own_data.gin", "--gin.MIXTURE_OR_TASK_NAME=tsv:pairs.tsv",
-           "--gin.TextFiles.index_folder=None"]
+    own = [
+        "--gin_file=examples/own_data.gin",
+        "--gin.MIXTURE_OR_TASK_NAME=tsv:pairs.tsv",
+        "--gin.TextFiles.index_folder=None",
+    ]
     assert run("train", *own, "--model_dir=none", "--dry_run") == 0
     out = capsys.readouterr().out
     assert "first batch: encoder_input_tokens 32×256 int32" in out
-    assert out.count("note: pairs.tsv: 3 of 54 line(s) skipped (2 wrong number of columns, 1 empty field); the first "
-                     "is pairs.tsv:9: 1 column(s), not 2 as in line 1\n") == 1
+    assert (
+        out.count(
+            "note: pairs.tsv: 3 of 54 line(s) skipped (2 wrong number of columns, 1 empty field); the first "
+            "is pairs.tsv:9: 1 column(s), not 2 as in line 1\n"
+        )
+        == 1
+    )
     assert run("eval", "--gin_file=runs/eval.gin", *own, "--model_dir=none") == 2
     assert "no checkpoint under none" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--gin.TextFiles.max_bad_lines=2"], "pairs.tsv:9: 1 column(s), not 2 as in line 1; 3 of "),
-    (["--gin.TextFiles.columns=('question', 'reply')"], "pairs.tsv:1: no column 'reply', the line names 'question'"),
-    (["--gin.MIXTURE_OR_TASK_NAME=tsv:none-*.tsv"], "'none-*.tsv': no such file"),
-    (["--gin.VOCABULARY=None"], "files have no vocabulary of their own; set VOCABULARY"),
-    (["--show_batches=1"], "--show_batches needs --dry_run"),
-    (["--at_step=3", "--dry_run"], "--at_step needs --show_batches=N"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--gin.TextFiles.max_bad_lines=2"], "pairs.tsv:9: 1 column(s), not 2 as in line 1; 3 of "),
+        (
+            ["--gin.TextFiles.columns=('question', 'reply')"],
+            "pairs.tsv:1: no column 'reply', the line names 'question'",
+        ),
+        (["--gin.MIXTURE_OR_TASK_NAME=tsv:none-*.tsv"], "'none-*.tsv': no such file"),
+        (["--gin.VOCABULARY=None"], "files have no vocabulary of their own; set VOCABULARY"),
+        (["--show_batches=1"], "--show_batches needs --dry_run"),
+        (["--at_step=3", "--dry_run"], "--at_step needs --show_batches=N"),
+    ],
+)
 def test_a_mistake_is_one_line_before_anything_is_written(folder, capsys, flags, message):
     assert run("train", *TRAIN, "--model_dir=wrong", "--gin.TRAIN_STEPS=1", *flags) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("t5x-lite: error:")]

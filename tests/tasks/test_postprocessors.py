@@ -17,8 +17,11 @@ def test_numbers_classes_and_case():
 
 def test_answers_with_their_example():
     example = {
-        "answers": np.array(["Köln".encode(), b"B"], object), "context": b"C", "idx/question": np.int32(4),
-        "idx/passage": np.int32(1), "idx/query": np.int32(2),
+        "answers": np.array(["Köln".encode(), b"B"], object),
+        "context": b"C",
+        "idx/question": np.int32(4),
+        "idx/passage": np.int32(1),
+        "idx/query": np.int32(2),
     }
     assert postprocessors.multirc("True", example=example, is_target=True) == {"value": 1, "group": 4}
     assert postprocessors.multirc("true") == {"value": -1}
@@ -57,4 +60,5 @@ def test_rank_classification():
     assert postprocessors.rank_classification(0, example=example, is_target=True) == ((3, 1), True, 1.0, 3)
     weighted = {**example, "weight": 0.5}
     assert postprocessors.rank_classification(
-        0, example=weighted, is_target=True, passthrough_feature_keys=("kind",)) == ((3, 1), True, 0.5, 3, b"x")
+        0, example=weighted, is_target=True, passthrough_feature_keys=("kind",)
+    ) == ((3, 1), True, 0.5, 3, b"x")

@@ -14,8 +14,13 @@ def run(function, example, **arguments):
 
 def wsc(text, pronoun, index, label=1, **arguments):
     example = {
-        "text": text, "span1_text": "Malcolm", "span1_index": 0, "span2_text": pronoun, "span2_index": index,
-        "label": np.int64(label), "idx": 4,
+        "text": text,
+        "span1_text": "Malcolm",
+        "span1_index": 0,
+        "span2_text": pronoun,
+        "span2_index": index,
+        "label": np.int64(label),
+        "idx": 4,
     }
     return run(pronoun_preprocessors.wsc_simple, example, **arguments)
 
@@ -42,18 +47,24 @@ def test_wsc_simple_refuses_an_index_that_is_not_the_pronouns(index):
 
 
 def test_wsc_simple_mends_two_texts():
-    pony = ("The boy continued to whip the pony , and eventually the pony threw him over. John laughed out quite loud. "
-            '"Good for him," he said. ')
+    pony = (
+        "The boy continued to whip the pony , and eventually the pony threw him over. John laughed out quite loud. "
+        '"Good for him," he said. '
+    )
     (found,) = wsc(pony, "him", 24)
     assert found["inputs"].decode() == (
         "wsc: The boy continued to whip the pony , and eventually the pony threw him over. John laughed out quite "
-        'loud. "Good for *him* ," he said.')
-    pebble = ("When they had eventually calmed down a bit , and had gotten home, Mr. Farley put the magic pebble in an "
-              "iron safe . Some day they might want to use it , but really for now, what more could they wish for?")
+        'loud. "Good for *him* ," he said.'
+    )
+    pebble = (
+        "When they had eventually calmed down a bit , and had gotten home, Mr. Farley put the magic pebble in an "
+        "iron safe . Some day they might want to use it , but really for now, what more could they wish for?"
+    )
     (found,) = wsc(pebble, "it", 28)
     assert found["inputs"].decode() == (
         "wsc: When they had eventually calmed down a bit , and had gotten home, Mr. Farley put the magic pebble in an "
-        "iron safe . Some day they might want to use *it* , but really for now, what more could they wish for?")
+        "iron safe . Some day they might want to use *it* , but really for now, what more could they wish for?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,8 +76,13 @@ def test_wsc_simple_mends_two_texts():
 )
 def test_wsc_with_both_spans_marked(first, second, expected):
     example = {
-        "text": "This is a test sentence .", "span1_text": first[0], "span1_index": first[1], "span2_text": second[0],
-        "span2_index": second[1], "label": np.int64(0), "idx": 0,
+        "text": "This is a test sentence .",
+        "span1_text": first[0],
+        "span1_index": first[1],
+        "span2_text": second[0],
+        "span2_index": second[1],
+        "label": np.int64(0),
+        "idx": 0,
     }
     (found,) = run(pronoun_preprocessors.wsc, example)
     assert found == {"inputs": f"wsc text: {expected}".encode(), "targets": b"False", "idx": 0}
@@ -80,35 +96,59 @@ def test_dpr():
         "he left.": "he left.",  # nothing before it
     }
     examples = tf.data.Dataset.from_tensor_slices(list(sentences)).map(
-        lambda s: {"sentence": s, "pronoun": "he", "candidates": ["Bob", "Tom"], "label": tf.constant(0, tf.int64)})
+        lambda s: {"sentence": s, "pronoun": "he", "candidates": ["Bob", "Tom"], "label": tf.constant(0, tf.int64)}
+    )
     found = pronoun_preprocessors.definite_pronoun_resolution_simple(examples)
     assert list(found.as_numpy_iterator()) == [
-        {"inputs": f"wsc: {expected}".encode(), "targets": b"Bob"} for expected in sentences.values()]
+        {"inputs": f"wsc: {expected}".encode(), "targets": b"Bob"} for expected in sentences.values()
+    ]
 
 
 @pytest.mark.parametrize(
     "premise, hypothesis, inputs, targets",
     [
-        ("The fish ate the worm. It was tasty.", "The worm was tasty.",
-         "The fish ate the worm. *It* was tasty.", "The worm"),
+        (
+            "The fish ate the worm. It was tasty.",
+            "The worm was tasty.",
+            "The fish ate the worm. *It* was tasty.",
+            "The worm",
+        ),
         # The capitals of the hypothesis, and no genitive.
-        ("Ann asked Bob for his hat.", "Ann asked Bob for Bob's hat.",
-         "Ann asked Bob for *his* hat.", "Bob"),
-        ("The dogs barked at James, and they liked his voice.", "They liked James' voice.",
-         "The dogs barked at James, and they liked *his* voice.", "James"),
+        ("Ann asked Bob for his hat.", "Ann asked Bob for Bob's hat.", "Ann asked Bob for *his* hat.", "Bob"),
+        (
+            "The dogs barked at James, and they liked his voice.",
+            "They liked James' voice.",
+            "The dogs barked at James, and they liked *his* voice.",
+            "James",
+        ),
         # The pronoun with most in common around it, its mark set apart.
-        ("He knew the man, but nobody else liked him.", "Nobody else liked the man.",
-         "He knew the man, but nobody else liked *him* .", "the man"),
+        (
+            "He knew the man, but nobody else liked him.",
+            "Nobody else liked the man.",
+            "He knew the man, but nobody else liked *him* .",
+            "the man",
+        ),
         # What comes before the last article is no part of the noun.
-        ("The jar is by the door, so it is safe.", "Clearly the jar is safe.",
-         "The jar is by the door, so *it* is safe.", "the jar"),
+        (
+            "The jar is by the door, so it is safe.",
+            "Clearly the jar is safe.",
+            "The jar is by the door, so *it* is safe.",
+            "the jar",
+        ),
     ],
 )
 def test_wnli_simple(premise, hypothesis, inputs, targets):
     example = {"sentence1": premise, "sentence2": hypothesis, "label": np.int64(-1), "idx": 7}
-    assert run(pronoun_preprocessors.wnli_simple, example) == [{
-        "inputs": f"wsc: {inputs}".encode(), "targets": targets.encode(), "premise": premise.encode(),
-        "hypothesis": hypothesis.encode(), "label": -1, "idx": 7}]
+    assert run(pronoun_preprocessors.wnli_simple, example) == [
+        {
+            "inputs": f"wsc: {inputs}".encode(),
+            "targets": targets.encode(),
+            "premise": premise.encode(),
+            "hypothesis": hypothesis.encode(),
+            "label": -1,
+            "idx": 7,
+        }
+    ]
 
 
 def test_wnli_simple_refuses_a_premise_without_pronoun():

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-import pytest
 
 from t5x_lite.tasks.pydocs import builder, corpus, near_duplicates
 

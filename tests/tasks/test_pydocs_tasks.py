@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import seqio
 
-import t5x_lite.tasks  # noqa: F401  (registers)
+import t5x_lite.tasks
 from t5x_lite.tasks import baselines, c4
 from t5x_lite.tasks.pydocs import metrics, vocabulary
 

@@ -12,9 +12,15 @@ def run(function, example, **arguments):
 
 
 def test_squad_knows_ascii_alone():
-    (found,) = run(question_preprocessors.squad, {
-        "id": "i", "question": "Why  so?", "context": "a\u00a0b\t c\n“d”, e'f-g_h",
-        "answers": {"text": tf.constant(["$3.5 million", "é!"])}})
+    (found,) = run(
+        question_preprocessors.squad,
+        {
+            "id": "i",
+            "question": "Why  so?",
+            "context": "a\u00a0b\t c\n“d”, e'f-g_h",
+            "answers": {"text": tf.constant(["$3.5 million", "é!"])},
+        },
+    )
     context = "a\u00a0b c “d” , e ' f - g _ h"
     assert found["context"].decode() == context
     assert found["inputs"].decode() == f"question: Why so ? context: {context}"
@@ -34,7 +40,8 @@ def test_squad_spans():
     ]
     contexts, answers, spans = (list(column) for column in zip(*cases))
     dataset = tf.data.Dataset.from_tensor_slices((contexts, [[answer] for answer in answers])).map(
-        lambda context, texts: {"id": "i", "question": "Q", "context": context, "answers": {"text": texts}})
+        lambda context, texts: {"id": "i", "question": "Q", "context": context, "answers": {"text": texts}}
+    )
     found = list(question_preprocessors.squad_span_space_tokenized(dataset).as_numpy_iterator())
     assert [e["targets"].decode() for e in found] == [span for span in spans if span]
 
@@ -60,7 +67,9 @@ def test_trivia_qa_pairs_contexts_with_the_aliases_found_in_them():
 def test_trivia_qa_lower_case_is_ascii_and_aliases_are_patterns():
     assert trivia(["café"], ["CAFÉ", "CAFé"]) == [("question: Q ? context: CAFé", "café")]
     assert trivia(["x.y"], ["x a y", "x . y", "x ay"]) == [
-        ("question: Q ? context: x a y", "x . y"), ("question: Q ? context: x . y", "x . y")]
+        ("question: Q ? context: x a y", "x . y"),
+        ("question: Q ? context: x . y", "x . y"),
+    ]
     assert trivia([], ["a"]) == [] and trivia(["a"], []) == []
 
 
@@ -69,8 +78,10 @@ def truncate(inputs, targets, length):
     example = {"inputs": tf.constant(inputs, tf.int32), "targets": tf.constant(targets, tf.int32)}
     with seqio.utils.map_seed_manager(1):
         dataset = question_preprocessors.trivia_qa_truncate_inputs(
-            tf.data.Dataset.from_tensors(example).repeat(40), output_features=None,
-            sequence_length={"inputs": length, "targets": 9})
+            tf.data.Dataset.from_tensors(example).repeat(40),
+            output_features=None,
+            sequence_length={"inputs": length, "targets": 9},
+        )
     found = list(dataset.as_numpy_iterator())
     assert all(e["targets"].tolist() == targets for e in found)
     return {tuple(e["inputs"].tolist()) for e in found}

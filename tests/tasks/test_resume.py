@@ -24,8 +24,10 @@ def take(blocks, steps, positions=None):
     """[(name -> bytes of the global batch, positions after it)]"""
     sharding = MeshConfig().build(jax.devices()[:2]).batch
     with data.Batches(blocks, 2, 4, sharding, positions, depth=1) as batches:
-        return [({name: np.asarray(a).tobytes() for name, a in batch.items()}, where.tolist())
-                for batch, where in (next(batches) for _ in range(steps))]
+        return [
+            ({name: np.asarray(a).tobytes() for name, a in batch.items()}, where.tolist())
+            for batch, where in (next(batches) for _ in range(steps))
+        ]
 
 
 def test_batches_before_and_after_are_byte_equal_far_into_a_run():
@@ -56,10 +58,19 @@ def test_going_on_costs_the_same_at_any_step(monkeypatch):
 
 
 PRETRAIN = [
-    "train", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/pretrain.gin", "--gin.BATCH_SIZE=8",
-    "--gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption", "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}",
-    "--gin.T5Config.emb_dim=32", "--gin.T5Config.mlp_dim=32", "--gin.T5Config.head_dim=8", "--gin.train.log_every=1",
-    "--gin.SeqioSource.block_records=16", "--gin.EVALUATION_EXAMPLES=10", "--gin.train.evaluate_every=3",
+    "train",
+    "--gin_file=models/t5_1_1/mini.gin",
+    "--gin_file=runs/pretrain.gin",
+    "--gin.BATCH_SIZE=8",
+    "--gin.MIXTURE_OR_TASK_NAME=pydocs_span_corruption",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 48, 'targets': 16}",
+    "--gin.T5Config.emb_dim=32",
+    "--gin.T5Config.mlp_dim=32",
+    "--gin.T5Config.head_dim=8",
+    "--gin.train.log_every=1",
+    "--gin.SeqioSource.block_records=16",
+    "--gin.EVALUATION_EXAMPLES=10",
+    "--gin.train.evaluate_every=3",
     "--gin.TRAIN_STEPS=5",
 ]
 
@@ -74,8 +85,11 @@ def run(folder):
 
 def metrics(folder):
     """What does not depend on the clock."""
-    found = {name: columns for name, columns in plots.read_metrics(folder).items()
-             if name.startswith("eval/") or name == "train/loss"}
+    found = {
+        name: columns
+        for name, columns in plots.read_metrics(folder).items()
+        if name.startswith("eval/") or name == "train/loss"
+    }
     return {name: dict(zip(steps.tolist(), values.tolist())) for name, (steps, values) in found.items()}
 
 

@@ -62,7 +62,7 @@ def test_every_record_comes_once_an_epoch_and_in_another_order(monkeypatch):
     # Streams take turns: of two parts of eight records the first has the even places.
     pairs = [pair for even, odd in zip(read[0::2], read[1::2], strict=True) for pair in zip(even, odd, strict=True)]
     order = [i for pair in pairs for i in pair]
-    epochs = [order[n * size:(n + 1) * size] for n in range(4)]
+    epochs = [order[n * size : (n + 1) * size] for n in range(4)]
     assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
@@ -119,7 +119,9 @@ def test_rows_of_a_language_model_are_inputs_and_targets_in_one(architecture):
         real = joined_row["decoder_target_tokens"] > 0
         assert set(ours) == set(joined_row)
         for name, value in ours.items():
-            np.testing.assert_array_equal(np.where(real, value[0], 0), np.where(real, joined_row[name], 0), err_msg=name)
+            np.testing.assert_array_equal(
+                np.where(real, value[0], 0), np.where(real, joined_row[name], 0), err_msg=name
+            )
 
 
 def test_a_language_model_may_learn_from_its_inputs_too():
@@ -187,17 +189,29 @@ class Numbers(InMemorySource):
 @pytest.fixture
 def counting_mixture():
     """Two tasks at equal rates, of which one drops three of four records and the other makes three examples of each."""
-    features = {"inputs": seqio.Feature(seqio.ByteVocabulary(), add_eos=False, required=False),
-                "targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)}
+    features = {
+        "inputs": seqio.Feature(seqio.ByteVocabulary(), add_eos=False, required=False),
+        "targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False),
+    }
     example = {"inputs": lambda n: tf.fill([2], n), "targets": lambda n: tf.fill([2], n)}
 
     def add(name, value, change):
-        seqio.TaskRegistry.add(name, source=Numbers(100), output_features=features, preprocessors=[
-            change, lambda dataset: dataset.map(lambda _: {key: make(value) for key, make in example.items()})])
+        seqio.TaskRegistry.add(
+            name,
+            source=Numbers(100),
+            output_features=features,
+            preprocessors=[
+                change,
+                lambda dataset: dataset.map(lambda _: {key: make(value) for key, make in example.items()}),
+            ],
+        )
 
     add("counted_dropped", 5, lambda dataset: dataset.filter(lambda record: record["number"] % 4 == 0))
-    add("counted_tripled", 6, lambda dataset: dataset.flat_map(
-        lambda record: tf.data.Dataset.from_tensors(record).repeat(3)))
+    add(
+        "counted_tripled",
+        6,
+        lambda dataset: dataset.flat_map(lambda record: tf.data.Dataset.from_tensors(record).repeat(3)),
+    )
     seqio.MixtureRegistry.add("counted", [("counted_dropped", 1.0), ("counted_tripled", 1.0)])
     yield "counted"
     seqio.MixtureRegistry.remove("counted")
@@ -208,8 +222,9 @@ def counting_mixture():
 def test_rates_are_of_examples_and_not_of_the_records_they_are_made_of(counting_mixture):
     blocks = source(counting_mixture, packing=False).open()
     # Over whole epochs of both: 13 records of the first to every one of the second.
-    drawn = [row["decoder_target_tokens"][0] for k in range(26) for stream in range(2)
-             for row in blocks.block(stream, k)]
+    drawn = [
+        row["decoder_target_tokens"][0] for k in range(26) for stream in range(2) for row in blocks.block(stream, k)
+    ]
     counts = dict(zip(*np.unique(drawn, return_counts=True), strict=True))
     assert counts[5] / len(drawn) == pytest.approx(0.5, abs=0.04)
     records = [len(blocks._chosen(j, 0, 0)) for j in range(2)]

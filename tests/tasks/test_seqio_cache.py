@@ -45,8 +45,15 @@ def no_caches_of_other_tests():
 
 
 def source(name, **options):
-    return data.SeqioSource(name, {"inputs": 64, "targets": 32}, num_streams=2, block_records=8, text_files=OPTIONS,
-                            vocabulary=ByteVocabulary(), **options)
+    return data.SeqioSource(
+        name,
+        {"inputs": 64, "targets": 32},
+        num_streams=2,
+        block_records=8,
+        text_files=OPTIONS,
+        vocabulary=ByteVocabulary(),
+        **options,
+    )
 
 
 def test_seqio_reads_it(name, folder):
@@ -55,8 +62,11 @@ def test_seqio_reads_it(name, folder):
     seqio.set_global_cache_dirs([str(folder)])
     task = seqio_names.find(source(name))
     assert task.cache_dir == str(seqio_cache.task_folder(folder, task))
-    cached = list(task.get_dataset({"inputs": 64, "targets": 32}, "train", use_cached=True, shuffle=False, seed=1)
-                  .as_numpy_iterator())
+    cached = list(
+        task.get_dataset(
+            {"inputs": 64, "targets": 32}, "train", use_cached=True, shuffle=False, seed=1
+        ).as_numpy_iterator()
+    )
     assert len(cached) == len(plain) and {*cached[0]} == {*plain[0]}
     stats = task.get_cached_stats("train")
     with open(name.removeprefix("text:")) as f:
@@ -70,8 +80,10 @@ def test_tokens_are_there_at_any_place_in_the_order_of_the_source(name, folder):
     records = seqio_cache.open_cached(str(folder), task, "train")
     originals = task.source.open_split("train")
     assert len(records) == len(originals)
-    texts = [task.output_features["targets"].vocabulary.decode(r["targets"].tolist()) for r in
-             records.__getitems__([5, 0, 5, len(records) - 1])]
+    texts = [
+        task.output_features["targets"].vocabulary.decode(r["targets"].tolist())
+        for r in records.__getitems__([5, 0, 5, len(records) - 1])
+    ]
     assert texts == [originals[i]["text"].decode() for i in (5, 0, 5, len(originals) - 1)]
     assert records[3]["targets"].dtype == np.int32
 
@@ -111,8 +123,9 @@ def test_what_cannot_be_used_is_said(name, folder, tmp_path):
         seqio_cache.open_cached(str(tmp_path / "one"), task, "validation")
     with pytest.raises(UserError, match="cache.shards must be a whole number of at least 1, not 0"):
         run(name, tmp_path, shards=0)
-    uncacheable = task.replace(preprocessors=[p for p in task.preprocessors
-                                              if not isinstance(p, seqio.CacheDatasetPlaceholder)])
+    uncacheable = task.replace(
+        preprocessors=[p for p in task.preprocessors if not isinstance(p, seqio.CacheDatasetPlaceholder)]
+    )
     with pytest.raises(UserError, match="cannot be cached: its preprocessors have no CacheDatasetPlaceholder"):
         seqio_cache.number_of_shards(uncacheable, "train", 2)
 
@@ -127,8 +140,9 @@ def test_nothing_is_left_behind_by_a_run_that_fails(name, tmp_path, monkeypatch)
 @pytest.mark.slow  # two processes that load TensorFlow
 def test_processes_write_the_same_files(name, folder, tmp_path):
     run(name, tmp_path, processes=2)
-    one, two = ({str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()}
-                for f in (folder, tmp_path))
+    one, two = (
+        {str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (folder, tmp_path)
+    )
     assert one == two
     (info,) = [json.loads(content) for file, content in one.items() if file.endswith("info.train.json")]
     assert info["num_shards"] == 3 and info["features"]["targets"] == {"dtype": "int32", "shape": [None]}

@@ -28,8 +28,14 @@ def files(tmp_path):
 
 
 def source(name, **others):
-    options = {"vocabulary": BYTES, "text_files": TextFiles(index_folder=None, held_out=0), "num_streams": 2,
-               "block_records": 16, "packing": False, **others}
+    options = {
+        "vocabulary": BYTES,
+        "text_files": TextFiles(index_folder=None, held_out=0),
+        "num_streams": 2,
+        "block_records": 16,
+        "packing": False,
+        **others,
+    }
     return data.SeqioSource(name, LENGTHS, **options)
 
 
@@ -168,21 +174,32 @@ def test_an_evaluation_reads_files_whole_and_in_order(files):
     assert np.all(np.diff(parts[1]) == 3) and sorted(sum(parts, [])) == list(range(400))
 
 
-@pytest.mark.parametrize("name, others, message", [
-    ("tsv:{}/few.tsv", {"vocabulary": None}, "few.tsv: files have no vocabulary of their own; set VOCABULARY"),
-    ("tsv:{}/none.tsv", {}, "none.tsv': no such file"),
-    ("{}/few.tsv", {}, "for a file write tsv:"),
-    ("tsv:{}/few.tsv", {"task_modules": ("no_such_module",)}, "'no_such_module', which cannot be imported"),
-    ("tsv:{}/few.tsv", {"text_files": TextFiles(metrics=("acuracy",))}, "names 'acuracy' .did you mean accuracy"),
-    ("text:{}/text.txt", {"text_files": TextFiles(objective="spans")}, "TextFiles.objective = 'spans' is no function"),
-    ("tsv:{}/few.tsv", {"text_files": TextFiles(train="tsv:a")}, "TextFiles.train = 'tsv:a', and MIXTURE_OR_TASK_NAME"),
-    ({}, {}, "MIXTURE_OR_TASK_NAME is empty"),
-    ({"tsv:{}/few.tsv": 0}, {}, "few.tsv'. = 0: a rate is a number above 0"),
-    ({"tsv:{}/few.tsv": "1"}, {}, "= '1': a rate is a number above 0"),
-    ({"tsv:{}/few.tsv": 1, "jsonl:{}/few.jsonl": 1}, {}, "are both called few; give files a name of their own"),
-    ({"tsv:{}/few.tsv": 1, "tsv:{}/many.tsv": 1}, {"text_files": TextFiles(validation="a")}, "that of each file"),
-    ({"tsv:{}/few.tsv": 1, "pydocs_libary": 1}, {}, "did you mean pydocs_library"),
-])
+@pytest.mark.parametrize(
+    "name, others, message",
+    [
+        ("tsv:{}/few.tsv", {"vocabulary": None}, "few.tsv: files have no vocabulary of their own; set VOCABULARY"),
+        ("tsv:{}/none.tsv", {}, "none.tsv': no such file"),
+        ("{}/few.tsv", {}, "for a file write tsv:"),
+        ("tsv:{}/few.tsv", {"task_modules": ("no_such_module",)}, "'no_such_module', which cannot be imported"),
+        ("tsv:{}/few.tsv", {"text_files": TextFiles(metrics=("acuracy",))}, "names 'acuracy' .did you mean accuracy"),
+        (
+            "text:{}/text.txt",
+            {"text_files": TextFiles(objective="spans")},
+            "TextFiles.objective = 'spans' is no function",
+        ),
+        (
+            "tsv:{}/few.tsv",
+            {"text_files": TextFiles(train="tsv:a")},
+            "TextFiles.train = 'tsv:a', and MIXTURE_OR_TASK_NAME",
+        ),
+        ({}, {}, "MIXTURE_OR_TASK_NAME is empty"),
+        ({"tsv:{}/few.tsv": 0}, {}, "few.tsv'. = 0: a rate is a number above 0"),
+        ({"tsv:{}/few.tsv": "1"}, {}, "= '1': a rate is a number above 0"),
+        ({"tsv:{}/few.tsv": 1, "jsonl:{}/few.jsonl": 1}, {}, "are both called few; give files a name of their own"),
+        ({"tsv:{}/few.tsv": 1, "tsv:{}/many.tsv": 1}, {"text_files": TextFiles(validation="a")}, "that of each file"),
+        ({"tsv:{}/few.tsv": 1, "pydocs_libary": 1}, {}, "did you mean pydocs_library"),
+    ],
+)
 def test_what_is_wrong_is_said(files, name, others, message):
     if isinstance(name, dict):
         name = {key.format(files): rate for key, rate in name.items()}
@@ -196,7 +213,11 @@ def test_tasks_of_two_vocabularies_do_not_mix(files):
     def no_rows(split, shuffle_files, seed=None):
         raise AssertionError("nothing is read of tasks that do not mix")
 
-    seqio.TaskRegistry.add("in_bytes", seqio.FunctionDataSource(no_rows, splits=["train"]), preprocessors=[],
-                           output_features={key: seqio.Feature(seqio.ByteVocabulary()) for key in LENGTHS})
+    seqio.TaskRegistry.add(
+        "in_bytes",
+        seqio.FunctionDataSource(no_rows, splits=["train"]),
+        preprocessors=[],
+        output_features={key: seqio.Feature(seqio.ByteVocabulary()) for key in LENGTHS},
+    )
     with pytest.raises(UserError, match="in_bytes and pydocs_library cannot be mixed"):
         source({"in_bytes": 1.0, "pydocs_library": 1.0}, vocabulary=None).open()

@@ -35,11 +35,14 @@ def test_rows_are_those_of_seqio(examples):
         same(seqio_packing.pack(ds, lengths), seqio.utils.trim_and_pack_dataset(ds, lengths))
 
 
-@pytest.mark.parametrize("ours, theirs, lengths", [
-    (seqio_packing.EncDecFeatureConverter, seqio.EncDecFeatureConverter, {"inputs": 32, "targets": 16}),
-    (seqio_packing.LMFeatureConverter, seqio.LMFeatureConverter, {"targets": 16}),
-    (seqio_packing.PrefixLMFeatureConverter, seqio.PrefixLMFeatureConverter, {"inputs": 32, "targets": 16}),
-])
+@pytest.mark.parametrize(
+    "ours, theirs, lengths",
+    [
+        (seqio_packing.EncDecFeatureConverter, seqio.EncDecFeatureConverter, {"inputs": 32, "targets": 16}),
+        (seqio_packing.LMFeatureConverter, seqio.LMFeatureConverter, {"targets": 16}),
+        (seqio_packing.PrefixLMFeatureConverter, seqio.PrefixLMFeatureConverter, {"inputs": 32, "targets": 16}),
+    ],
+)
 @pytest.mark.parametrize("packing", [True, False])
 def test_converters_make_the_rows_of_seqio(ours, theirs, lengths, packing):
     ds = dataset(np.random.default_rng(1).integers(1, 16, (70, 2)))

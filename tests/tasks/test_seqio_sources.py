@@ -13,21 +13,35 @@ from t5x_lite.tasks.tfds_source import TfdsSource
 
 BYTES = vocabularies.ByteVocabulary()
 LENGTHS = {"inputs": 96, "targets": 24}
-SQUAD = tfds.features.FeaturesDict({
-    "id": tf.string, "title": tfds.features.Text(), "context": tfds.features.Text(), "question": tfds.features.Text(),
-    "answers": tfds.features.Sequence({"text": tfds.features.Text(), "answer_start": np.int32}),
-})
-NLI = tfds.features.FeaturesDict({
-    "premise": tfds.features.Text(), "hypothesis": tfds.features.Text(), "idx": np.int32,
-    "label": tfds.features.ClassLabel(names=["entailment", "neutral", "contradiction"]),
-})
+SQUAD = tfds.features.FeaturesDict(
+    {
+        "id": tf.string,
+        "title": tfds.features.Text(),
+        "context": tfds.features.Text(),
+        "question": tfds.features.Text(),
+        "answers": tfds.features.Sequence({"text": tfds.features.Text(), "answer_start": np.int32}),
+    }
+)
+NLI = tfds.features.FeaturesDict(
+    {
+        "premise": tfds.features.Text(),
+        "hypothesis": tfds.features.Text(),
+        "idx": np.int32,
+        "label": tfds.features.ClassLabel(names=["entailment", "neutral", "contradiction"]),
+    }
+)
 
 
 def squad_records(start, count):
     """Records whose number of answers, 1 to 3, differs."""
     return [
-        {"id": f"q{i}", "title": "", "context": f"Item {i} is blue.", "question": f"What is item {i}?",
-         "answers": {"text": ["blue", "is blue", f"item {i}"][: i % 3 + 1], "answer_start": [0] * (i % 3 + 1)}}
+        {
+            "id": f"q{i}",
+            "title": "",
+            "context": f"Item {i} is blue.",
+            "question": f"What is item {i}?",
+            "answers": {"text": ["blue", "is blue", f"item {i}"][: i % 3 + 1], "answer_start": [0] * (i % 3 + 1)},
+        }
         for i in range(start, start + count)
     ]
 
@@ -38,17 +52,31 @@ def nli_records(count):
 
 def store(folder, name, config, version, features, file_format, **splits):
     tfds.dataset_builders.store_as_tfds_dataset(
-        name, version=version, config=config, features=features, data_dir=folder, file_format=file_format,
+        name,
+        version=version,
+        config=config,
+        features=features,
+        data_dir=folder,
+        file_format=file_format,
         disable_shuffling=file_format == "array_record",  # TFRecords in a fixed order cannot be read shuffled
-        split_datasets={split: list(enumerate(records)) for split, records in splits.items()})
+        split_datasets={split: list(enumerate(records)) for split, records in splits.items()},
+    )
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A folder of prepared data: SQuAD and MNLI, the latter in the version that T5 used."""
     folder = tmp_path_factory.mktemp("tfds")
-    store(folder, "squad", "v1.1", "3.0.0", SQUAD, "array_record", train=squad_records(0, 12),
-          validation=squad_records(12, 5))
+    store(
+        folder,
+        "squad",
+        "v1.1",
+        "3.0.0",
+        SQUAD,
+        "array_record",
+        train=squad_records(0, 12),
+        validation=squad_records(12, 5),
+    )
     for config, splits in (
         ("mnli", {"train": nli_records(9), "validation_matched": nli_records(2)}),
         ("mnli_matched", {"validation": nli_records(4), "test": nli_records(2)}),
@@ -90,7 +118,10 @@ def test_columns_of_nested_and_ragged_records():
     dataset = tf.data.Dataset.from_tensor_slices(seqio_sources.columns(records))
     found = list(dataset.map(lambda x: x).as_numpy_iterator())
     assert [(e["a"], e["text"], e["deep"]["list"].tolist(), e["deep"]["texts"].tolist()) for e in found] == [
-        (1, b"x\0", [1, 2], [b"p"]), (2, b"long", [3, 4], []), (3, b"", [5, 6], [b"q", b"r"])]
+        (1, b"x\0", [1, 2], [b"p"]),
+        (2, b"long", [3, 4], []),
+        (3, b"", [5, 6], [b"q", b"r"]),
+    ]
 
 
 def test_blocks_of_a_task_with_nested_features(stored, data_dir):
@@ -99,7 +130,8 @@ def test_blocks_of_a_task_with_nested_features(stored, data_dir):
     assert found.seekable
     rows = list(found.block(0, 0))
     assert sorted(texts(rows)) == sorted(
-        f"question: What is item {i} ? context: Item {i} is blue . " for i in range(12))
+        f"question: What is item {i} ? context: Item {i} is blue . " for i in range(12)
+    )
     assert set(texts(rows, "decoder_target_tokens")) == {"blue"}
 
 
@@ -108,7 +140,8 @@ def test_blocks_keep_to_a_split_that_is_a_part(stored, data_dir):
     base = seqio.get_mixture_or_task("squad_v010_allanswers")
     source = TfdsSource("squad/v1.1:3.0.0", splits={"train": "train[:5]", "validation": "train[5:]"})
     assert [e["id"] for e in source.get_dataset("validation", shuffle=False).as_numpy_iterator()] == [
-        f"q{i}".encode() for i in range(5, 12)]
+        f"q{i}".encode() for i in range(5, 12)
+    ]
     task = base.replace(name="part_of_squad", source=source)
     seqio.TaskRegistry.add_provider(task.name, task)
     try:
@@ -149,18 +182,21 @@ def test_a_mixture_is_evaluated_on_the_tasks_that_have_the_split(stored, data_di
     config = evaluation.Evaluation("glue_mnli_and_dev_v002", LENGTHS, vocabulary=BYTES)
     found = seqio_evaluation.EvaluationData(config)
     assert {name: len(rows["decoder_target_tokens"]) for name, rows in found.examples.items()} == {
-        "glue_mnli_matched_v002": 4, "glue_mnli_mismatched_v002": 3}
+        "glue_mnli_matched_v002": 4,
+        "glue_mnli_mismatched_v002": 3,
+    }
     # Always "entailment": right for examples 0 and 3 of four, and 0 of three.
     ids = np.array(BYTES.encode("entailment"))
     result = found.decoded_metrics(lambda tokens: np.tile(ids, (len(tokens), 1)))
     assert {name: scores for name, (scores, _) in result.items()} == {
-        "glue_mnli_matched_v002": {"accuracy": 50.0}, "glue_mnli_mismatched_v002": {"accuracy": pytest.approx(100 / 3)}}
+        "glue_mnli_matched_v002": {"accuracy": 50.0},
+        "glue_mnli_mismatched_v002": {"accuracy": pytest.approx(100 / 3)},
+    }
 
 
 def test_squad_is_evaluated_over_all_answers(stored, data_dir):
     data_dir(stored)
-    found = seqio_evaluation.EvaluationData(
-        evaluation.Evaluation("squad_v010_allanswers", LENGTHS, vocabulary=BYTES))
+    found = seqio_evaluation.EvaluationData(evaluation.Evaluation("squad_v010_allanswers", LENGTHS, vocabulary=BYTES))
     # "is blue" is an answer of items 13, 14 and 16 of 12 to 16; to the other two it has one word more than "blue".
     ids = np.array(BYTES.encode("Is blue!"))
     ((scores, samples),) = found.decoded_metrics(lambda tokens: np.tile(ids, (len(tokens), 1))).values()
@@ -180,8 +216,7 @@ def test_data_that_are_not_here(name, says, tmp_path, data_dir):
     data_dir(tmp_path)
     for opened in (
         lambda: blocks(name),
-        lambda: seqio_evaluation.EvaluationData(
-            evaluation.Evaluation(name, LENGTHS, split="train", vocabulary=BYTES)),
+        lambda: seqio_evaluation.EvaluationData(evaluation.Evaluation(name, LENGTHS, split="train", vocabulary=BYTES)),
     ):
         with pytest.raises(UserError) as error:
             opened()

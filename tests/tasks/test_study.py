@@ -4,13 +4,13 @@ import copy
 import functools
 import math
 
-import gin
 import jax
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
+import gin
 from t5x_lite import checkpoints, cli, configuration, plots
 from t5x_lite.jobs import study
 from t5x_lite.models import Model
@@ -35,8 +35,13 @@ MODELS = {
     "study/4x": ("encoder_decoder", False, 32, 32, 1024, 4096, 16),
 }
 TRANSLATION = ("wmt_t2t_ende_v003", "wmt15_enfr_v003", "wmt16_enro_v003")
-SEVEN = ("glue_v002_proportional", "super_glue_v102_proportional", "cnn_dailymail_v002", "squad_v010_allanswers",
-         *TRANSLATION)
+SEVEN = (
+    "glue_v002_proportional",
+    "super_glue_v102_proportional",
+    "cnn_dailymail_v002",
+    "squad_v010_allanswers",
+    *TRANSLATION,
+)
 
 
 class Made:
@@ -68,22 +73,31 @@ def rate(made, step):
     return float(made.optimizer.schedule(step))
 
 
-@pytest.mark.parametrize("line", [line for line in ROWS.values() if line["strategy"] != "scratch"],
-                         ids=lambda line: line["row"])
+@pytest.mark.parametrize(
+    "line", [line for line in ROWS.values() if line["strategy"] != "scratch"], ids=lambda line: line["row"]
+)
 def test_pretraining_is_the_papers(line):
     recipe = load(line["row"])
     made = Made(recipe, "pretrain")
     config, data = made.model, made.data
     assert parameters(config) == int(line["parameters"])
-    assert (config.architecture, config.shared_stacks, config.num_encoder_layers, config.num_decoder_layers,
-            config.emb_dim, config.mlp_dim, config.num_heads) == MODELS[line["model"]]
+    assert (
+        config.architecture,
+        config.shared_stacks,
+        config.num_encoder_layers,
+        config.num_decoder_layers,
+        config.emb_dim,
+        config.mlp_dim,
+        config.num_heads,
+    ) == MODELS[line["model"]]
     assert config.mlp_activations == ("relu",) and config.logits_via_embedding and config.vocab_size == 32128
     assert config.dropout_rate == 0.1 and config.adapters is None
     lengths = {"targets": int(line["targets"]), **({"inputs": int(line["inputs"])} if line["inputs"] else {})}
     assert dict(data.feature_lengths) == lengths
     assert made.train_steps == int(line["pretrain_steps"]) and made.batch_size == int(line["pretrain_batch"])
     assert [rate(made, step) for step in (0, 10_000, 40_000, 500_000)] == pytest.approx(
-        [0.01, 0.01, 0.005, 500_000 ** -0.5])
+        [0.01, 0.01, 0.005, 500_000**-0.5]
+    )
     assert made.save_every == made.evaluate_every == int(line["checkpoint_every"])
     assert data.packing and not data.loss_on_targets_only
     assert made.loss.z_loss == 1e-4 and made.loss.label_smoothing == 0
@@ -120,8 +134,9 @@ def check_mixing(line, row):
             assert mixture.get_rate(of["c4_v020_unsupervised"]) == float(values["U"])
 
 
-@pytest.mark.parametrize("line", [line for line in ROWS.values() if line["strategy"] != "none"],
-                         ids=lambda line: line["row"])
+@pytest.mark.parametrize(
+    "line", [line for line in ROWS.values() if line["strategy"] != "none"], ids=lambda line: line["row"]
+)
 def test_finetuning_is_the_papers(line):
     recipe = load(line["row"])
     row, strategy = recipe.row, line["strategy"]
@@ -133,7 +148,7 @@ def test_finetuning_is_the_papers(line):
     one, several = (line["finetune_batch"].split("|") * 2)[:2]
     # Every task of the baseline and of the final models; what has the baseline's tasks needs one look at its settings.
     same = line["row"] != "T1-base" and row.finetune == load("T1-base").row.finetune
-    for task, bindings in list(row.finetune.items())[:1 if same else None]:
+    for task, bindings in list(row.finetune.items())[: 1 if same else None]:
         made = Made(recipe, "finetune", MIXTURE_OR_TASK_NAME=task, **bindings)
         assert made.data.mixture_or_task_name == made.evaluation.mixture_or_task_name == task
         assert made.data.feature_lengths["inputs"] == 512
@@ -194,7 +209,8 @@ def corrupted(objective, inputs, targets):
     vocabulary = Vocabulary(32000, eos_id=1)
     features = {name: seqio.Feature(vocabulary, add_eos=True) for name in ("inputs", "targets")}
     dataset = tf.data.Dataset.from_generator(
-        lambda: ({"targets": text} for text in texts), output_signature={"targets": tf.TensorSpec([None], tf.int32)})
+        lambda: ({"targets": text} for text in texts), output_signature={"targets": tf.TensorSpec([None], tf.int32)}
+    )
     lengths = {"targets": targets, **({"inputs": inputs} if inputs else {})}
     with seqio.map_seed_manager(1):
         made = preprocessors.unsupervised(dataset, output_features=features, sequence_length=lengths)
@@ -212,8 +228,10 @@ OBJECTIVES = {line["objective"]: line for line in reversed(ROWS.values()) if lin
 FAST = ("lm", "all_permute", "iid_15_r10s90_f", "iid_50_u_u", "span_3_15_u_u")
 
 
-@pytest.mark.parametrize("line", [
-    pytest.param(line, id=name, marks=() if name in FAST else pytest.mark.slow) for name, line in OBJECTIVES.items()])
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, id=name, marks=() if name in FAST else pytest.mark.slow) for name, line in OBJECTIVES.items()],
+)
 def test_objectives_corrupt_as_the_table_says(line):
     """Density, span length, cut and room of the examples that the row's gin file makes."""
     Made(load(line["row"]), "pretrain")
@@ -255,9 +273,18 @@ def test_objectives_corrupt_as_the_table_says(line):
 
 # Smaller than the scale `mini`, whose other numbers stay: two steps are to be seen, not learning.
 TINY = {
-    "T5Config.emb_dim": 32, "T5Config.mlp_dim": 32, "T5Config.head_dim": 8, "PRETRAIN_STEPS": 2, "FINETUNE_STEPS": 2,
-    "PRETRAIN_BATCH_SIZE": 8, "FINETUNE_BATCH_SIZE": 8, "CHECKPOINT_EVERY": 2, "EVALUATION_EXAMPLES": 4,
-    "SeqioSource.block_records": 16, "train.log_every": 1, "Decoder.max_length": 4,
+    "T5Config.emb_dim": 32,
+    "T5Config.mlp_dim": 32,
+    "T5Config.head_dim": 8,
+    "PRETRAIN_STEPS": 2,
+    "FINETUNE_STEPS": 2,
+    "PRETRAIN_BATCH_SIZE": 8,
+    "FINETUNE_BATCH_SIZE": 8,
+    "CHECKPOINT_EVERY": 2,
+    "EVALUATION_EXAMPLES": 4,
+    "SeqioSource.block_records": 16,
+    "train.log_every": 1,
+    "Decoder.max_length": 4,
 }
 
 
@@ -293,17 +320,22 @@ def test_a_dry_run_writes_what_would_run(tmp_path, capsys):
     assert made.train_steps == 400 and made.batch_size == 16 and rate(made, 0) == 0.5
     configuration.parse([str(files[0])], root="t5x_lite.train")
     assert made.model.adapters is None and made.data.mixture_or_task_name == "pydocs_unsupervised"
-    for other, message in (("LEARNING_RATE", "is of other settings than asked for now"),
-                           ("LERNING_RATE", "T10-ad32 has no use for LERNING_RATE (did you mean LEARNING_RATE")):
+    for other, message in (
+        ("LEARNING_RATE", "is of other settings than asked for now"),
+        ("LERNING_RATE", "T10-ad32 has no use for LERNING_RATE (did you mean LEARNING_RATE"),
+    ):
         assert cli.main([*flags, f"--gin.study.overrides={{'{other}': 0.25}}"]) == 2
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, only", [
-    ("T9-23", "pretrain"),  # a text repeated
-    pytest.param("T2-lm-l", "pretrain", marks=pytest.mark.slow),  # no inputs
-    pytest.param("T11-K16", "pretrain", marks=pytest.mark.slow),  # several tasks, scored while they train
-])
+@pytest.mark.parametrize(
+    "name, only",
+    [
+        ("T9-23", "pretrain"),  # a text repeated
+        pytest.param("T2-lm-l", "pretrain", marks=pytest.mark.slow),  # no inputs
+        pytest.param("T11-K16", "pretrain", marks=pytest.mark.slow),  # several tasks, scored while they train
+    ],
+)
 def test_rows_run(corpus_dir, tmp_path, name, only):
     (folder,) = run_row(name, tmp_path, only)
     metrics = plots.read_metrics(folder)
@@ -325,8 +357,10 @@ def test_every_row_runs_from_pretraining_to_scores(corpus_dir, tmp_path, name, c
         if "ensemble" not in folder.parts:
             assert list(metrics["train/loss"][0]) == [1, 2] and np.isfinite(metrics["train/loss"][1]).all()
     found = scores.find(tmp_path, study.columns())
-    values = {column: scores.column_values(found, name, line["combine"] == "ensemble", study.columns(), column)
-              for column in ("library", "summary")}
+    values = {
+        column: scores.column_values(found, name, line["combine"] == "ensemble", study.columns(), column)
+        for column in ("library", "summary")
+    }
     models = 1 if line["combine"] == "ensemble" else load(name).row.models
     assert {len(v) for v in values.values()} == {models}
     assert name in str(scores.table(line["table"], study.columns(), tmp_path))

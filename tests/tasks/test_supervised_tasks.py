@@ -17,24 +17,44 @@ SENTINEL = BYTES.vocab_size - 1
 NLI = {"premise": "A dog runs.", "hypothesis": "An animal moves.", "idx": 3}
 WNLI = {"sentence1": "The fish ate the worm. It was tasty.", "sentence2": "The worm was tasty.", "label": 1, "idx": 0}
 WSC = {
-    "text": "Bob asked Tom if he can lend some money.", "span1_index": 2, "span1_text": "Tom", "span2_index": 4,
-    "span2_text": "he", "label": 1, "idx": 6,
+    "text": "Bob asked Tom if he can lend some money.",
+    "span1_index": 2,
+    "span1_text": "Tom",
+    "span2_index": 4,
+    "span2_text": "he",
+    "label": 1,
+    "idx": 6,
 }
 SQUAD = {
-    "id": "q7", "title": "T", "question": "Who won?", "context": "In 1998, Ann won; Bo lost.",
+    "id": "q7",
+    "title": "T",
+    "question": "Who won?",
+    "context": "In 1998, Ann won; Bo lost.",
     "answers": {"text": ["Ann", "Ann won"], "answer_start": [9, 9]},
 }
 TRIVIA_ANSWER = {
-    "aliases": ["B. C.", "Bc"], "normalized_aliases": ["b c", "bc"], "matched_wiki_entity_name": "",
-    "normalized_matched_wiki_entity_name": "", "normalized_value": "b c", "type": "FreeForm", "value": "B. C.",
+    "aliases": ["B. C.", "Bc"],
+    "normalized_aliases": ["b c", "bc"],
+    "matched_wiki_entity_name": "",
+    "normalized_matched_wiki_entity_name": "",
+    "normalized_value": "b c",
+    "type": "FreeForm",
+    "value": "B. C.",
 }
 TRIVIA = {
-    "question": "Who is 'It'?", "question_id": "x", "question_source": "", "answer": TRIVIA_ANSWER,
-    "entity_pages": {
-        "doc_source": ["TagMe"], "filename": ["f"], "title": ["t"], "wiki_context": ["A B C, said (Bc)."]},
+    "question": "Who is 'It'?",
+    "question_id": "x",
+    "question_source": "",
+    "answer": TRIVIA_ANSWER,
+    "entity_pages": {"doc_source": ["TagMe"], "filename": ["f"], "title": ["t"], "wiki_context": ["A B C, said (Bc)."]},
     "search_results": {
-        "description": [""], "filename": [""], "rank": [1], "search_context": ["Nothing here."], "title": [""],
-        "url": [""]},
+        "description": [""],
+        "filename": [""],
+        "rank": [1],
+        "search_context": ["Nothing here."],
+        "title": [""],
+        "url": [""],
+    },
 }
 SINGLE = {"idx": 1, "sentence": "It  is\tso ."}
 PAIR = {"idx": 2, "sentence1": "One .", "sentence2": "Two ?"}
@@ -46,89 +66,155 @@ CASES = {
     "glue_mrpc_v002": ([{**PAIR, "label": 1}], [("mrpc sentence1: One . sentence2: Two ?", "equivalent")]),
     "glue_qqp_v002": (
         [{"question1": "A?", "question2": "B?", "label": 0, "idx": 0}],
-        [("qqp question1: A? question2: B?", "not_duplicate")]),
+        [("qqp question1: A? question2: B?", "not_duplicate")],
+    ),
     "glue_stsb_v002": ([{**PAIR, "label": 2.57}], [("stsb sentence1: One . sentence2: Two ?", "2.6")]),
     "glue_mnli_v002": (
-        [{**NLI, "label": 2}], [("mnli hypothesis: An animal moves. premise: A dog runs.", "contradiction")]),
+        [{**NLI, "label": 2}],
+        [("mnli hypothesis: An animal moves. premise: A dog runs.", "contradiction")],
+    ),
     "glue_mnli_matched_v002": (
-        [{**NLI, "label": 1}], [("mnli hypothesis: An animal moves. premise: A dog runs.", "neutral")]),
+        [{**NLI, "label": 1}],
+        [("mnli hypothesis: An animal moves. premise: A dog runs.", "neutral")],
+    ),
     "glue_mnli_mismatched_v002": (
-        [{**NLI, "label": 0}], [("mnli hypothesis: An animal moves. premise: A dog runs.", "entailment")]),
+        [{**NLI, "label": 0}],
+        [("mnli hypothesis: An animal moves. premise: A dog runs.", "entailment")],
+    ),
     "glue_ax_v002": ([{**NLI, "label": -1}], [("mnli hypothesis: An animal moves. premise: A dog runs.", "<unk>")]),
     "glue_qnli_v002": (
-        [{"question": "Q?", "sentence": "S.", "label": 1, "idx": 0}], [("qnli question: Q? sentence: S.",
-                                                                       "not_entailment")]),
+        [{"question": "Q?", "sentence": "S.", "label": 1, "idx": 0}],
+        [("qnli question: Q? sentence: S.", "not_entailment")],
+    ),
     "glue_rte_v002": ([{**PAIR, "label": 0}], [("rte sentence1: One . sentence2: Two ?", "entailment")]),
     "glue_wnli_v002": (
         [WNLI],
-        [("wnli sentence1: The fish ate the worm. It was tasty. sentence2: The worm was tasty.", "entailment")]),
+        [("wnli sentence1: The fish ate the worm. It was tasty. sentence2: The worm was tasty.", "entailment")],
+    ),
     "glue_wnli_v002_simple_eval": ([WNLI], [("wsc: The fish ate the worm. *It* was tasty.", "The worm")]),
     "super_glue_boolq_v102": (
         [{"question": "is it", "passage": "It is.", "label": 1, "idx": 0}],
-        [("boolq passage: It is. question: is it", "True")]),
+        [("boolq passage: It is. question: is it", "True")],
+    ),
     "super_glue_cb_v102": (
-        [{**NLI, "label": 1}], [("cb hypothesis: An animal moves. premise: A dog runs.", "contradiction")]),
+        [{**NLI, "label": 1}],
+        [("cb hypothesis: An animal moves. premise: A dog runs.", "contradiction")],
+    ),
     "super_glue_copa_v102": (
         [{"premise": "P.", "question": "cause", "choice1": "C1.", "choice2": "C2.", "label": 1, "idx": 0}],
-        [("copa choice1: C1. choice2: C2. premise: P. question: cause", "choice2")]),
+        [("copa choice1: C1. choice2: C2. premise: P. question: cause", "choice2")],
+    ),
     "super_glue_multirc_v102": (
-        [{"paragraph": "<b>Sent 1: </b>A.<br>B.<BR>", "question": "Q?", "answer": "A", "label": 0,
-          "idx": {"paragraph": 5, "question": 6, "answer": 7}}],
-        [("multirc question: Q? answer: A paragraph: Sent 1: A. B.<BR>", "False")]),
+        [
+            {
+                "paragraph": "<b>Sent 1: </b>A.<br>B.<BR>",
+                "question": "Q?",
+                "answer": "A",
+                "label": 0,
+                "idx": {"paragraph": 5, "question": 6, "answer": 7},
+            }
+        ],
+        [("multirc question: Q? answer: A paragraph: Sent 1: A. B.<BR>", "False")],
+    ),
     "super_glue_record_v102": (
-        [{"passage": "It ended.\n@highlight\nAnn won\n@highlight\nBo lost", "query": "@placeholder won",
-          "entities": ["Ann", "Bo"], "answers": ["Ann", "Anne"], "idx": {"passage": 1, "query": 2}}],
-        [("record query: @placeholder won entities: Ann, Bo passage: It ended. Ann won. Bo lost", answer)
-         for answer in ("Ann", "Anne")]),
+        [
+            {
+                "passage": "It ended.\n@highlight\nAnn won\n@highlight\nBo lost",
+                "query": "@placeholder won",
+                "entities": ["Ann", "Bo"],
+                "answers": ["Ann", "Anne"],
+                "idx": {"passage": 1, "query": 2},
+            }
+        ],
+        [
+            ("record query: @placeholder won entities: Ann, Bo passage: It ended. Ann won. Bo lost", answer)
+            for answer in ("Ann", "Anne")
+        ],
+    ),
     "super_glue_rte_v102": (
-        [{**NLI, "label": 0}], [("rte hypothesis: An animal moves. premise: A dog runs.", "entailment")]),
+        [{**NLI, "label": 0}],
+        [("rte hypothesis: An animal moves. premise: A dog runs.", "entailment")],
+    ),
     "super_glue_wic_v102": (
-        [{"word": "bank", "sentence1": "A bank.", "sentence2": "The bank.", "start1": 2, "end1": 6, "start2": 4,
-          "end2": 8, "label": 1, "idx": 0}],
-        [("wic sentence1: A bank. sentence2: The bank. word: bank", "True")]),
-    "super_glue_axb_v102": (
-        [{**PAIR, "label": 1}], [("rte hypothesis: Two ? premise: One .", "not_entailment")]),
+        [
+            {
+                "word": "bank",
+                "sentence1": "A bank.",
+                "sentence2": "The bank.",
+                "start1": 2,
+                "end1": 6,
+                "start2": 4,
+                "end2": 8,
+                "label": 1,
+                "idx": 0,
+            }
+        ],
+        [("wic sentence1: A bank. sentence2: The bank. word: bank", "True")],
+    ),
+    "super_glue_axb_v102": ([{**PAIR, "label": 1}], [("rte hypothesis: Two ? premise: One .", "not_entailment")]),
     "super_glue_axg_v102": (
-        [{**NLI, "label": -1}], [("rte hypothesis: An animal moves. premise: A dog runs.", "<unk>")]),
+        [{**NLI, "label": -1}],
+        [("rte hypothesis: An animal moves. premise: A dog runs.", "<unk>")],
+    ),
     "dpr_v001_simple": (
-        [{"sentence": "Bob asked Tom if he can lend some money, he said.", "pronoun": "he",
-          "candidates": ["Bob", "Tom"], "label": 1}],
-        [("wsc: Bob asked Tom if *he* can lend some money, he said.", "Tom")]),
+        [
+            {
+                "sentence": "Bob asked Tom if he can lend some money, he said.",
+                "pronoun": "he",
+                "candidates": ["Bob", "Tom"],
+                "label": 1,
+            }
+        ],
+        [("wsc: Bob asked Tom if *he* can lend some money, he said.", "Tom")],
+    ),
     "super_glue_wsc_v102_simple_train": (
-        [{**WSC, "label": 0}, WSC], [("wsc: Bob asked Tom if *he* can lend some money.", "Tom")]),
+        [{**WSC, "label": 0}, WSC],
+        [("wsc: Bob asked Tom if *he* can lend some money.", "Tom")],
+    ),
     "super_glue_wsc_v102_simple_eval": (
         [{**WSC, "span1_text": "Bob", "label": 0}, WSC],
-        [("wsc: Bob asked Tom if *he* can lend some money.", noun) for noun in ("Bob", "Tom")]),
-    "squad_v010": (
-        [SQUAD], [("question: Who won ? context: In 1998 , Ann won ; Bo lost . ", "Ann")]),
-    "squad_v010_allanswers": (
-        [SQUAD], [("question: Who won ? context: In 1998 , Ann won ; Bo lost . ", "Ann")]),
+        [("wsc: Bob asked Tom if *he* can lend some money.", noun) for noun in ("Bob", "Tom")],
+    ),
+    "squad_v010": ([SQUAD], [("question: Who won ? context: In 1998 , Ann won ; Bo lost . ", "Ann")]),
+    "squad_v010_allanswers": ([SQUAD], [("question: Who won ? context: In 1998 , Ann won ; Bo lost . ", "Ann")]),
     "squad_v010_allanswers_span": (
         # "In 1998 , Ann won ; Bo lost . ": the comma leaves two empty words behind.
-        [SQUAD], [("question: Who won ? context: In 1998 , Ann won ; Bo lost . ", "start: 4 end: 4")]),
+        [SQUAD],
+        [("question: Who won ? context: In 1998 , Ann won ; Bo lost . ", "start: 4 end: 4")],
+    ),
     "squad_v010_context_free": ([SQUAD], [("squad trivia question: Who won ? ", "Ann")]),
     "trivia_qa_v010": (
         [TRIVIA],
-        [("question: Who is ' It ' ? context: A B C , said ( Bc ) . ", answer) for answer in ("b c", "bc")]),
+        [("question: Who is ' It ' ? context: A B C , said ( Bc ) . ", answer) for answer in ("b c", "bc")],
+    ),
     "trivia_qa_open": ([TRIVIA], [("trivia_qa question: Who is 'It'?", "B. C.")]),
     "trivia_qa_open_test": ([TRIVIA], [("trivia_qa question: Who is 'It'?", "B. C.")]),
     "triviaqa_context_free": ([TRIVIA], [("trivia question: who is it?", "b. c.")]),
-    "natural_questions_open": (
-        [{"question": "who won", "answer": ["Ann", "Anne"]}], [("nq question: who won", "Ann")]),
+    "natural_questions_open": ([{"question": "who won", "answer": ["Ann", "Anne"]}], [("nq question: who won", "Ann")]),
     "natural_questions_open_test": (
-        [{"question": "who won", "answer": ["Ann", "Anne"]}], [("nq question: who won", "Ann")]),
+        [{"question": "who won", "answer": ["Ann", "Anne"]}],
+        [("nq question: who won", "Ann")],
+    ),
     "natural_questions_open_randanswer": (
-        [{"question": "who won", "answer": ["Ann", "Ann"]}], [("nq question: who won", "Ann")]),
+        [{"question": "who won", "answer": ["Ann", "Ann"]}],
+        [("nq question: who won", "Ann")],
+    ),
     "salient_span_masked_wikipedia": (
         [{"title": "T", "text": "Ann won.", "spans": {"start": [0], "limit": [3], "type": ["PER"]}}],
-        [("nem: _X_ won.", "Ann")]),
+        [("nem: _X_ won.", "Ann")],
+    ),
     "web_questions_open": (
-        [{"url": "", "question": "who won?", "answers": ["Ann", "Anne"]}], [("wq question: who won?", "Ann")]),
+        [{"url": "", "question": "who won?", "answers": ["Ann", "Anne"]}],
+        [("wq question: who won?", "Ann")],
+    ),
     "web_questions_open_test": (
-        [{"url": "", "question": "who won?", "answers": ["Ann", "Anne"]}], [("wq question: who won?", "Ann")]),
+        [{"url": "", "question": "who won?", "answers": ["Ann", "Anne"]}],
+        [("wq question: who won?", "Ann")],
+    ),
     "cnn_dailymail_v002": (
         [{"article": "Long .\nText .", "highlights": "Short .\nOne .", "id": "", "publisher": ""}],
-        [("summarize: Long .\nText .", "Short .\nOne .")]),
+        [("summarize: Long .\nText .", "Short .\nOne .")],
+    ),
     "wmt14_ende_v003": ([{"de": "Gut.", "en": "Good."}], [("translate English to German: Good.", "Gut.")]),
     "wmt14_enfr_v003": ([{"fr": "Bon.", "en": "Good."}], [("translate English to French: Good.", "Bon.")]),
     "wmt15_enfr_v003": ([{"fr": "Bon.", "en": "Good."}], [("translate English to French: Good.", "Bon.")]),
@@ -161,8 +247,12 @@ def read(name, examples, **lengths):
     task = on_bytes(name)
     with data_set(examples):
         dataset = task.get_dataset(
-            lengths or {"inputs": 512, "targets": 512}, next(iter(task.splits)), shuffle=False, seed=0,
-            try_in_mem_cache=False)
+            lengths or {"inputs": 512, "targets": 512},
+            next(iter(task.splits)),
+            shuffle=False,
+            seed=0,
+            try_in_mem_cache=False,
+        )
         return list(dataset.as_numpy_iterator())
 
 
@@ -214,8 +304,10 @@ def test_scores_of_right_answers():
 
 def test_sentinel_is_taken_off_before_scoring():
     task = seqio.get_mixture_or_task("super_glue_boolq_v102_1_sentinel")
-    assert [task.postprocess_fn(text, example={}, is_target=False) for text in (
-        "<extra_id_0> True", "<extra_id_0>False", "True", "True <extra_id_0>")] == [1, 0, 1, -1]
+    assert [
+        task.postprocess_fn(text, example={}, is_target=False)
+        for text in ("<extra_id_0> True", "<extra_id_0>False", "True", "True <extra_id_0>")
+    ] == [1, 0, 1, -1]
     (metric,) = task.metric_fns
     assert metric([1], [task.postprocess_fn("<extra_id_0> True", example={}, is_target=False)]) == {"accuracy": 100}
     # Without a postprocessor of its own, the task compares texts.
@@ -228,15 +320,16 @@ def test_names_are_those_of_t5():
     assert set(CASES) <= names
     assert {f"super_glue_{n}_v102_1_sentinel" for n in "boolq cb copa multirc record rte wic axb axg".split()} <= names
     assert {
-        "dpr_v001_simple_1_sentinel", "super_glue_wsc_v102_simple_1_sentinel_train",
-        "super_glue_wsc_v102_simple_1_sentinel_eval"} <= names
+        "dpr_v001_simple_1_sentinel",
+        "super_glue_wsc_v102_simple_1_sentinel_train",
+        "super_glue_wsc_v102_simple_1_sentinel_eval",
+    } <= names
     assert {*rates.GLUE, *rates.SUPER_GLUE} <= names
 
 
 def test_splits_are_known_without_data():
     for name, splits in {
-        "glue_mnli_v002": {
-            "train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"},
+        "glue_mnli_v002": {"train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"},
         "glue_ax_v002": {"test"},
         "super_glue_wsc_v102_simple_eval": {"validation", "test"},
         "dpr_v001_simple": {"train", "test"},

@@ -21,8 +21,9 @@ def test_one_module_has_them_all_under_t5s_names():
 
 def test_translate_names_languages_in_english():
     for source, target, names in (("de", "en", "German to English"), ("zh-cn", "ro", "Chinese to Romanian")):
-        found = run(text_preprocessors.translate, {source: "x  y", target: "z"}, source_language=source,
-                    target_language=target)
+        found = run(
+            text_preprocessors.translate, {source: "x  y", target: "z"}, source_language=source, target_language=target
+        )
         assert found == [{"inputs": f"translate {names}: x  y".encode(), "targets": b"z"}]
     with pytest.raises(babel.UnknownLocaleError):
         run(text_preprocessors.translate, {"qq": "x", "en": "y"}, source_language="qq", target_language="en")
@@ -30,12 +31,17 @@ def test_translate_names_languages_in_english():
 
 def test_multi_translate_needs_both_languages():
     def example(languages):
-        return {"translations": {"language": tf.constant(languages), "translation": tf.constant(
-            [f"in {language}" for language in languages])}}
+        return {
+            "translations": {
+                "language": tf.constant(languages),
+                "translation": tf.constant([f"in {language}" for language in languages]),
+            }
+        }
 
     arguments = {"source_language": "de", "target_language": "en"}
     assert run(text_preprocessors.multi_translate, example(["fr", "en", "de"]), **arguments) == [
-        {"inputs": b"translate German to English: in de", "targets": b"in en"}]
+        {"inputs": b"translate German to English: in de", "targets": b"in en"}
+    ]
     assert run(text_preprocessors.multi_translate, example(["fr", "en"]), **arguments) == []
 
 
@@ -47,25 +53,40 @@ def test_summarize():
 def test_parse_tsv():
     lines = tf.data.Dataset.from_tensors('a "b"\tc\td')
     assert run(text_preprocessors.parse_tsv, lines, field_names=["x", "y", "z"]) == [
-        {"x": b'a "b"', "y": b"c", "z": b"d"}]
+        {"x": b'a "b"', "y": b"c", "z": b"d"}
+    ]
     assert run(text_preprocessors.parse_tsv, lines, field_columns=[0, 2]) == [{"inputs": b'a "b"', "targets": b"d"}]
 
 
 def test_preprocess_tsv():
     lines = tf.data.Dataset.from_tensors("6,7,42")
-    assert run(text_preprocessors.preprocess_tsv, lines, field_delim=",", num_fields=3,
-               inputs_format="numerator: {2} denominator: {1} {x}", targets_format="{0}{0}") == [
-        {"inputs": b"numerator: 42 denominator: 7 {x}", "targets": b"66"}]
-    assert run(text_preprocessors.preprocess_tsv, lines, field_delim=",", field_names=["q", "d", "n"],
-               inputs_format="{n} over {d} {0}", targets_format="{q}") == [
-        {"inputs": b"42 over 7 {0}", "targets": b"6"}]
+    assert run(
+        text_preprocessors.preprocess_tsv,
+        lines,
+        field_delim=",",
+        num_fields=3,
+        inputs_format="numerator: {2} denominator: {1} {x}",
+        targets_format="{0}{0}",
+    ) == [{"inputs": b"numerator: 42 denominator: 7 {x}", "targets": b"66"}]
+    assert run(
+        text_preprocessors.preprocess_tsv,
+        lines,
+        field_delim=",",
+        field_names=["q", "d", "n"],
+        inputs_format="{n} over {d} {0}",
+        targets_format="{q}",
+    ) == [{"inputs": b"42 over 7 {0}", "targets": b"6"}]
     quoted = tf.data.Dataset.from_tensors('"a,b",c')
     assert run(text_preprocessors.preprocess_tsv, quoted, field_delim=",", use_quote_delim=True) == [
-        {"inputs": b"a,b", "targets": b"c"}]
+        {"inputs": b"a,b", "targets": b"c"}
+    ]
 
 
 CHOICE = {
-    "premise": "It rained.", "question": "effect", "options": {"a": "Wet.", "b": "Dry."}, "label": np.int64(0),
+    "premise": "It rained.",
+    "question": "effect",
+    "options": {"a": "Wet.", "b": "Dry."},
+    "label": np.int64(0),
     "weight": 0.5,
 }
 FORMATS = {
@@ -96,8 +117,10 @@ def test_several_answers_may_be_right():
 
 def test_ranked_answers_pass_features_through():
     arguments = dict(
-        inputs_fn=lambda x: tf.stack([x["premise"]] * 2), targets_fn=lambda x: tf.stack(["a", "b"]),
-        is_correct_fn=lambda x: tf.one_hot(x["label"], 2))
+        inputs_fn=lambda x: tf.stack([x["premise"]] * 2),
+        targets_fn=lambda x: tf.stack(["a", "b"]),
+        is_correct_fn=lambda x: tf.one_hot(x["label"], 2),
+    )
     found = run(text_preprocessors.rank_classification, CHOICE, passthrough_feature_keys=["question"], **arguments)
     assert [e["question"] for e in found] == [b"effect"] * 2
     with pytest.raises(ValueError, match="'targets' is taken"):

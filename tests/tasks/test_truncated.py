@@ -1,10 +1,10 @@
 """Training splits cut short: which records stay, in what order, and how often they come back."""
 
-import gin
 import numpy as np
 import pytest
 import seqio
 
+import gin
 from t5x_lite.data import SeqioSource, Stream
 from t5x_lite.errors import UserError
 from t5x_lite.tasks.pydocs import source
@@ -40,7 +40,7 @@ def test_tokens_are_counted_in_the_tasks_vocabulary(corpus_dir):
     counts = np.cumsum([len(vocabulary.encode(text.decode())) for text in whole])
     for tokens in (1, int(counts[4]), int(counts[4]) + 1):
         bound(tokens=tokens)
-        assert opened("pydocs_unsupervised_truncated") == whole[:np.searchsorted(counts, tokens) + 1]
+        assert opened("pydocs_unsupervised_truncated") == whole[: np.searchsorted(counts, tokens) + 1]
     bound(tokens=int(counts[4]), examples=2)
     assert opened("pydocs_unsupervised_truncated") == whole[:2], "whatever comes first"
 
@@ -69,11 +69,14 @@ def test_data_that_are_not_here_are_named(tmp_path, monkeypatch):
         opened("c4_v020_unsupervised_truncated")
 
 
-@pytest.mark.parametrize("parameters, message", [
-    ({}, "needs truncation.tokens or truncation.examples"),
-    ({"examples": 0}, "at least 1, not 0"),
-    ({"tokens": 2.5}, "at least 1, not 2.5"),
-])
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({}, "needs truncation.tokens or truncation.examples"),
+        ({"examples": 0}, "at least 1, not 0"),
+        ({"tokens": 2.5}, "at least 1, not 2.5"),
+    ],
+)
 def test_a_cut_that_makes_no_sense_is_refused(corpus_dir, parameters, message):
     bound(**parameters)
     with pytest.raises(UserError, match=message):
