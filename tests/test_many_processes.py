@@ -236,7 +236,7 @@ def test_one_dies_or_stands_still_and_the_others_name_it_and_end(rows, tmp_path,
         f"--model_dir={tmp_path / 'run'}",
     ]
     with job(tmp_path / "logs", count, *arguments) as started:
-        when_steps_are_seen(started, tmp_path / "run", 12)
+        when_steps_are_seen(started, tmp_path / "run", 12, saved=True)
         started.processes[who].send_signal(how)
         others = [i for i in range(count) if i != who]
         until = time.monotonic() + 3 * seconds
@@ -253,9 +253,10 @@ def test_one_dies_or_stands_still_and_the_others_name_it_and_end(rows, tmp_path,
     assert len(train_losses(tmp_path / "run")) == saved + 2
 
 
-def when_steps_are_seen(started, folder, number, seconds=900):
+def when_steps_are_seen(started, folder, number, seconds=900, saved=False):
+    """Waits for so many steps, and if asked for a complete checkpoint, which is written behind them."""
     until = time.monotonic() + seconds
-    while steps_seen(folder) < number:
+    while steps_seen(folder) < number or (saved and not checkpoints.steps(folder)):
         assert time.monotonic() < until and all(p.poll() is None for p in started.processes), started
         time.sleep(0.05)
 
