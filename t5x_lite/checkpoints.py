@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t5x_lite import buckets, checksums, together, vocabularies
+from t5x_lite import buckets, checksums, save_barriers, together, vocabularies
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import join, select
 from t5x_lite.models import Model, T5Config
@@ -58,7 +58,7 @@ class Checkpointer:
         self.folder = epath.Path(model_dir) / FOLDER
         self._keep, self._asynchronous = keep, asynchronous
         self._metrics: dict[int, dict[str, float]] = {}
-        self._turn = together.Turn("saving", 0)
+        self._barriers = save_barriers.Barriers()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -89,19 +89,12 @@ class Checkpointer:
                 preservation_policy=self,
                 atomicity_options=_atomicity(self.folder),
                 # Else, where a folder cannot be made, Orbax's threads wait 20 minutes for it, and the process for them.
-                async_options=ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=self._meet),
+                async_options=ocp.AsyncOptions(
+                    create_directories_asynchronously=False, barrier_sync_fn=self._barriers.in_background
+                ),
                 multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everyone),
             ),
         )
-
-    def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """Where Orbax's threads of all processes wait for each other: before a checkpoint is given its name, and after.
-
-        Elsewhere they do it only to tell together that a save is over, which one that failed could not tell then.
-        """
-        del timeout_ms
-        if "async_write_complete" in key or "async_commit_complete" in key:  # behind a prefix, which may be empty
-            together.combined(f"saved {key}", "{}", lambda said: "{}", self._turn)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """Orbax asks after each save which checkpoints stay."""
@@ -131,7 +124,9 @@ class Checkpointer:
         """
         step = int(state.step)
         self._check_writable()
-        self._manager = self._manager or self._open()
+        turn = self._barriers.next_turn()
+        with self._reopened_on_failure():
+            self._manager = self._manager or self._open()
         if step in self._manager.all_steps():
             return False
         # On CPU a host "copy" of a device array is the array itself, which the next step's donation overwrites while
@@ -144,16 +139,13 @@ class Checkpointer:
         arrays = {"params": params, "opt_state": as_dict(opt_state)}
         sums = {item: checksums.start(tree) for item, tree in arrays.items()}
         self._metrics[step] = dict(meta.get("metrics", {}))
-        self._turn = together.Turn("saving", self._turn.number + 1)
         with self._reopened_on_failure():
             return self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
                     data=ocp.args.StandardSave(data),
-                    meta=checksums.SealedJsonSave(
-                        {**meta, "step": step, "data": _digests(data)}, arrays, sums, self._turn
-                    ),
+                    meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums, turn),
                 ),
             )
 
@@ -174,9 +166,10 @@ class Checkpointer:
     @contextlib.contextmanager
     def _reopened_on_failure(self):
         try:
-            yield
+            with self._barriers.in_foreground():
+                yield
         except Exception as e:
-            self._turn.give_up(first_line(e))
+            self._barriers.turn.give_up(first_line(e))
             self.drop()
             raise
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite import checkpoints
+from t5x_lite import checkpoints, save_barriers
 from t5x_lite.errors import UserError
 from t5x_lite.saving import Keep, Retry, Saver
 from t5x_lite.trainer import TrainState
@@ -168,17 +168,32 @@ def test_states_saved_are_the_states_restored(saver):
     )
 
 
-def test_processes_meet_before_a_checkpoint_is_given_its_name(tmp_path, monkeypatch):
+def test_processes_meet_before_a_checkpoint_is_given_its_name(monkeypatch):
     """Where Orbax's threads of all processes wait for each other, by the names that it gives to these places."""
     from orbax.checkpoint._src.multihost import multihost
 
-    with checkpoints.Checkpointer(tmp_path, Keep()) as checkpointer, monkeypatch.context() as patch:
-        met = []
-        patch.setattr(checkpoints.together, "combined", lambda what, *_: met.append(what))
-        for place in (
-            "async_write_complete",
-            "async_commit_complete",
-            "ThreadSaveMultiHostValueHolder:set_value_start",
-        ):
-            checkpointer._meet(key=multihost.unique_barrier_key(place, prefix="", suffix="30"), timeout_ms=1)
+    met = []
+    monkeypatch.setattr(save_barriers.together, "combined", lambda what, *_: met.append(what))
+    for place in ("async_write_complete", "async_commit_complete", "ThreadSaveMultiHostValueHolder:set_value_start"):
+        key = multihost.unique_barrier_key(place, prefix="", suffix="30")
+        save_barriers.Barriers().in_background(key=key, timeout_ms=1)
     assert met == ["saved _async_write_complete.30", "saved _async_commit_complete.30"]
+
+
+def test_orbax_waits_at_our_barriers_while_it_saves(monkeypatch):
+    """Its own do not learn of a failure; it looks them up where `in_foreground` puts ours."""
+    from orbax.checkpoint._src.multihost import multihost
+
+    met, barriers = [], save_barriers.Barriers()
+    monkeypatch.setattr(save_barriers.together, "several", lambda: True)
+    monkeypatch.setattr(save_barriers.together, "combined", lambda what, text, combine, turn: met.append((what, turn)))
+    monkeypatch.setattr(multihost, "should_skip_process_sync", lambda processes: False)
+    turn = barriers.next_turn()
+    with barriers.in_foreground():
+        for name in ("save_start", "create_tmp_directory:post", "save_start"):
+            multihost.sync_global_processes(name, processes={0, 1})
+    assert met == [
+        ("saved save_start/1", turn),
+        ("saved create_tmp_directory:post/1", turn),
+        ("saved save_start/2", turn),
+    ]
