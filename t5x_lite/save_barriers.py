@@ -50,7 +50,7 @@ class Barriers:
             seen[key] += 1  # one name may stand for several places
             self._meet(f"{key}/{seen[key]}", turn)
 
-        with mock.patch.object(ocp.multihost, "get_barrier_sync_fn", lambda **_: meet):
+        with mock.patch.object(ocp.multihost, "get_barrier_sync_fn", return_value=meet):
             yield
 
     @staticmethod
