@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import gin
 from t5x_lite.errors import UserError
-from t5x_lite.tasks import c4, preprocessors, rates, unsupervised
+from t5x_lite.tasks import c4, mixtures, preprocessors, rates, unsupervised  # noqa: F401  (mixtures: it mixes them)
+from t5x_lite.tasks.pydocs import tasks as pydocs_tasks  # noqa: F401  (mixed, too)
 from t5x_lite.tasks.truncated import add_truncated
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from processes import job
 
 from t5x_lite import checkpoints, cli, configuration, plots
 
@@ -45,10 +46,10 @@ TRAIN = [
 ]
 
 
-def run(job, *flags):
+def run(name, *flags):
     configuration.clear()
     try:
-        return cli.main([job, *flags])
+        return cli.main([name, *flags])
     finally:
         configuration.clear()
 
@@ -101,6 +102,23 @@ def test_metrics_by_name_and_samples(trained, capsys):
     assert {f"eval/pairs/{name}" for name in ("accuracy", "rouge1", "rougeLsum")} <= set(plots.read_metrics(trained))
     sample = json.loads((trained / "samples-eval-2.jsonl").read_text().splitlines()[0])
     assert re.fullmatch(r'say: Who said "(\d+)\t\d+"\?', sample["inputs"]) and sample["targets"].startswith("Number ")
+
+
+def test_two_processes_train_and_evaluate_as_one_does(trained, folder):
+    whole = [*TRAIN, "--gin.TRAIN_STEPS=2"]
+    with job(folder / "logs", 2, "train", *whole, f"--model_dir={folder / 'two'}") as started:
+        started.done(900)
+    assert losses("two") == pytest.approx(losses("run"), abs=1e-4)
+    evaluated = [*DATA, "--gin_file=runs/eval.gin", f"--model_dir={trained}"]
+    assert run("eval", *evaluated, "--gin.evaluate.output_dir=by-one") == 0
+    with job(folder / "logs-eval", 2, "eval", *evaluated, "--gin.evaluate.output_dir=by-two") as started:
+        started.done(900)
+        assert "pairs/accuracy" in started.log(0) and "accuracy" not in started.log(1)
+    assert {
+        name: values for name, (steps, values) in plots.read_metrics("by-two").items()
+    } == pytest.approx({name: values for name, (steps, values) in plots.read_metrics("by-one").items()}, abs=1e-4)
+    one, two = ((folder / name / "samples-eval-2.jsonl").read_text() for name in ("by-one", "by-two"))
+    assert one == two and one.count("\n") > 1
 
 
 def test_asking_the_model(trained, folder):
