@@ -92,6 +92,7 @@ class Loop:
     writer: monitor.MetricsWriter
     progress: monitor.Progress
     watchdog: monitor.Watchdog
+    profiler: monitor.Profiler
     notice: Notice
     peak: float | None
 
@@ -120,7 +121,9 @@ class Loop:
         stop = bool(owed and self.evaluator and self._evaluate())
         while self.step < self.calendar.train_steps and not stop:
             batch, positions = self._next_batch()
+            self.profiler.before(self.step + 1)
             self.standing.state, metrics = self.trainer.step(self.standing.state, batch)
+            self.profiler.after(self.step + 1, self.standing.state)
             self.standing.positions, self.standing.metrics = positions, {}
             self.step += 1
             self.watchdog.alive()

@@ -77,6 +77,7 @@ def run(folder, bad, train_steps, save_every):
             writer=monitor.MetricsWriter(folder, enabled=False),
             progress=monitor.Progress(train_steps, enabled=False),
             watchdog=monitor.Watchdog(None),
+            profiler=monitor.Profiler(None, folder),
             notice=Notice(),
             peak=None,
         ).run()

@@ -40,6 +40,7 @@ def train(
     keep: Keep | None = None,
     retry: Retry | None = None,
     health: Health | None = None,
+    profile: monitor.Profile | None = None,
     num_microbatches: int = 1,
     seed: int = 0,
     initial_checkpoint_path: str | None = None,
@@ -70,6 +71,7 @@ def train(
       keep: which checkpoints stay; by default the last three.
       retry: what to do when one cannot be saved.
       health: what to do about losses and gradients that are not finite, and about spikes.
+      profile: which steps to trace.
       num_microbatches: the batch is run in so many parts whose gradients add up; same result, less memory.
       seed: of initial parameters and dropout; the data's is the source's own.
       initial_checkpoint_path: parameters to start from when model_dir has no checkpoint yet; other systems'
@@ -222,6 +224,9 @@ def train(
         writer = until_the_end.enter_context(
             monitor.MetricsWriter(model_dir, resume_step=start, enabled=main, say=progress.note)
         )
+        profiler = until_the_end.enter_context(
+            monitor.Profiler(profile, folder / "profile", progress.note, enabled=main)
+        )
         batches = until_the_end.enter_context(
             Batches(blocks, data.num_streams, batch_size, partitioner.batch, standing.positions)
         )
@@ -246,6 +251,7 @@ def train(
             writer=writer,
             progress=progress,
             watchdog=watchdog,
+            profiler=profiler,
             notice=notice,
             peak=peak * jax.device_count(),
         )
