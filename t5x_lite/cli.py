@@ -19,8 +19,7 @@ import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 
-import gin
-from t5x_lite import buckets, configuration, gin_files, processes
+from t5x_lite import buckets, configuration, gin_files, processes, start_up
 from t5x_lite.errors import Preempted, UserError, first_line
 
 
@@ -299,34 +298,17 @@ def run_job(options: Options) -> int:
             raise UserError(f"--{name} needs --dry_run: it shows what would be trained on, and trains nothing")
         arguments[name] = value
 
-    # 3. Processes: several find each other here, after the configuration and before the first question to JAX about its
-    #    devices. The binding's values are read in any case.
+    # 3. Flags of XLA, then processes: several find each other here, after the configuration and before the first
+    #    question to JAX about its devices. The binding's values are read in any case.
+    start_up.device_flags()
     waits = processes.Processes()
     if job.processes:
         facts = {"the job": options.job, "the flags": " ".join(sorted(arguments)), **configuration.bound_values()}
         processes.start(processes.find_place(place), waits, facts, preemptible=options.job == "train")
 
     # 4. The job.
-    compilation_cache()
+    start_up.compilation_cache()
     return 1 if function(**arguments) else 0
-
-
-@gin.configurable(module="t5x_lite")
-def compilation_cache(folder: str | None = "~/.cache/t5x-lite/xla") -> None:
-    """Keep compiled programs on disk, so that the second start of a run does not compile again.
-
-    `--gin.compilation_cache.folder=None` or the environment's `T5X_LITE_COMPILATION_CACHE=off` switches it off. JAX's
-    own `JAX_COMPILATION_CACHE_DIR`, if set, is left as it is.
-
-    Args:
-      folder: where; None for no cache.
-    """
-    if folder is None or os.environ.get("T5X_LITE_COMPILATION_CACHE", "").lower() in ("off", "0", "false", "no"):
-        return
-    import jax  # late: the flags are answered without it
-
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import gin
-from t5x_lite import cli, configuration, gin_files
+from t5x_lite import cli, configuration, gin_files, start_up
 from t5x_lite.errors import Preempted, UserError
 
 calls = []
@@ -254,22 +254,44 @@ def test_the_cache_is_on_unless_told_otherwise(monkeypatch):
     before = jax.config.jax_compilation_cache_dir
     try:
         jax.config.update("jax_compilation_cache_dir", None)
-        cli.compilation_cache()  # the environment of these tests says off
-        cli.compilation_cache(None)
+        start_up.compilation_cache()  # the environment of these tests says off
+        start_up.compilation_cache(None)
         assert jax.config.jax_compilation_cache_dir is None
         monkeypatch.delenv("T5X_LITE_COMPILATION_CACHE")
         configuration.parse(bindings=["compilation_cache.folder=None"])
-        cli.compilation_cache()
+        start_up.compilation_cache()
         configuration.check_all_read()
         assert jax.config.jax_compilation_cache_dir is None
         configuration.clear()
-        cli.compilation_cache()
+        start_up.compilation_cache()
         assert jax.config.jax_compilation_cache_dir == os.path.expanduser("~/.cache/t5x-lite/xla")
         jax.config.update("jax_compilation_cache_dir", "/chosen/by/jax")
-        cli.compilation_cache()
+        start_up.compilation_cache()
         assert jax.config.jax_compilation_cache_dir == "/chosen/by/jax"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_flags_of_xla_are_added_and_the_environment_has_the_last_word(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_b")
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    start_up.device_flags(xla=("--xla_a=2", "--xla_c=3"), libtpu=["--xla_tpu_d=true"])
+    start_up.device_flags(xla=("--xla_c=3",))
+    assert os.environ["XLA_FLAGS"] == "--xla_c=3 --xla_a=1 --xla_b"
+    assert os.environ["LIBTPU_INIT_ARGS"] == "--xla_tpu_d=true"
+    for wrong in ("--xla_a=1", ["xla_a=1"], [1]):
+        with pytest.raises(UserError, match=r"device_flags\.xla = .*: give a list of texts"):
+            start_up.device_flags(xla=wrong)
+
+
+def test_xla_knows_the_flags_of_the_presets_for_gpus(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")
+    configuration.parse(["mesh/gpu64x8.gin"])
+    start_up.device_flags()
+    assert "--xla_gpu_" in os.environ["XLA_FLAGS"]
+    code = "import jax; jax.devices()"  # XLA ends the process at a flag that it does not know
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "JAX_PLATFORMS": "cpu"}).returncode == 0
 
 
 START = """
