@@ -1,13 +1,17 @@
-"""How cost grows: compile time with depth, messages and step time with devices, memory with the FSDP degree.
+"""How cost grows: compile time with depth, messages and step time with devices, memory with the FSDP degree, start-up
+with the number of processes.
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.benchmarks.growth
 
-Costs: some ten minutes on 2 CPU cores, with nothing beside it; all devices share the cores, so step time can only show
-what dividing the same work adds.
+Costs: some fifteen minutes on 2 CPU cores, with nothing beside it; all devices and processes share the cores, so that
+time can only show what dividing the same work adds.
 """
 
 import dataclasses
+import pathlib
 import statistics
+import sys
+import tempfile
 import time
 
 import jax
@@ -83,7 +87,35 @@ def memory() -> monitor.Table:
     return table
 
 
+def processes() -> monitor.Table:
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "helpers"))
+    from npz_runs import flags, write_rows
+    from processes import job
+
+    table = monitor.Table(
+        ["processes", "found each other after s", "first loss after s", "all ended after s"],
+        title="a tiny run of 5 steps, from its start, on this machine's cores",
+    )
+    for count in (1, 2, 4):
+        with tempfile.TemporaryDirectory() as name:
+            top = pathlib.Path(name)
+            write_rows(top / "rows.npz", 80)
+            arguments = [*flags(top / "rows.npz", "{'data': -1}"), f"--model_dir={top / 'run'}", "--gin.TRAIN_STEPS=5"]
+            started = time.perf_counter()
+            seen: dict[str, float] = {}
+            with job(top / "logs", count, *arguments) as running:
+                while any(process.poll() is None for process in running.processes):
+                    log = running.log(0)
+                    for sign in ("device(s) (cpu)", "first loss"):
+                        if sign in log:
+                            seen.setdefault(sign, time.perf_counter() - started)
+                    time.sleep(0.05)
+                running.done()
+            table.add(count, *(f"{seconds:.1f}" for seconds in (*seen.values(), time.perf_counter() - started)))
+    return table
+
+
 if __name__ == "__main__":
-    for part in (memory, depth, devices):
+    for part in (memory, depth, devices, processes):
         print(part().markdown(), flush=True)
         print()

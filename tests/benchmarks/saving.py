@@ -118,8 +118,8 @@ def main() -> None:
         table.add(what, f"{middle(seconds):.3f}", f"[{min(seconds):.3f}, {max(seconds):.3f}]", rate)
     print(table.markdown())
     print(
-        f"\nThe step waits {middle(blocked) / middle(copies):.2f} × as long as a plain copy takes; a step beside a save takes "
-        f"{middle(beside) / middle(alone):.2f} × as long as one alone"
+        f"\nThe step waits {middle(blocked) / middle(copies):.2f} × as long as a plain copy takes; a step beside one "
+        f"is {middle(beside) / middle(alone):.2f} × as long as one alone"
     )
     if arguments.json:
         lists = {"copy": copies, "blocked": blocked, "save": saves, "restore": restores, "alone": alone}
