@@ -111,8 +111,8 @@ class Watch:
         self._answered = now  # when the coordinator last did
         self._thread = threading.Thread(target=self._work, name="peers", daemon=True)
         self._thread.start()
+        self._mind_aborts()
         if index:
-            self._mind_aborts()
             threading.Thread(target=self._mind_coordinator, name="coordinator", daemon=True).start()
 
     def doing(self, what: str) -> None:
@@ -205,23 +205,33 @@ class Watch:
         }
 
     def _mind_aborts(self) -> None:
-        """JAX ends a process by abort(), in a thread of C++, as soon as the coordinator's connection breaks. It cannot
-        be asked to do otherwise, so the signal is taken, by the C library: Python's own handlers would run too late."""
+        """Libraries in C++ end a process by abort(): JAX as soon as the coordinator's connection breaks, gloo when another
+        process's end has put messages out of step. Neither can be asked to do otherwise, so the signal is taken, by the C
+        library: Python's own handlers would run too late."""
 
         def aborted(signal_number):
-            host, _, port = self._coordinator.rpartition(":")
-            with contextlib.suppress(OSError):
-                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-                return  # some other reason: goes on to abort
-            if self._end is None:
-                _end(self._without_coordinator(f"is gone: nothing listens at {self._coordinator} any more"))
-            os._exit(self._end["code"])
+            if self._index and not self._coordinator_listens():
+                if self._end is None:
+                    _end(self._without_coordinator(f"is gone: nothing listens at {self._coordinator} any more"))
+                os._exit(self._end["code"])
+            self.wait_for_verdict()
+            libc.signal(signal.SIGABRT, ctypes.cast(None, kind))  # none: as it would have ended without this
+            os.abort()
 
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)  # kept: C holds no reference
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+        self._handler = kind(aborted)  # kept: C holds no reference
         libc = ctypes.CDLL(None)
-        libc.signal.argtypes = [ctypes.c_int, type(self._handler)]
+        libc.signal.argtypes = [ctypes.c_int, kind]
         libc.signal.restype = ctypes.c_void_p
         libc.signal(signal.SIGABRT, self._handler)
+
+    def _coordinator_listens(self) -> bool:
+        host, _, port = self._coordinator.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        except OSError:
+            return False
+        return True
 
 
 def _end(verdict: Mapping[str, Any]) -> None:

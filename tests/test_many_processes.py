@@ -253,6 +253,25 @@ def test_one_dies_or_stands_still_and_the_others_name_it_and_end(rows, tmp_path,
     assert len(train_losses(tmp_path / "run")) == saved + 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("other_dies", [True, False])
+def test_one_aborts_maybe_for_another_s_end(rows, tmp_path, other_dies):
+    """As gloo does, in C++, where messages are out of step."""
+    arguments = [*flags(rows, "{'data': -1}", TRAIN_STEPS=100_000), f"--model_dir={tmp_path / 'run'}"]
+    with job(tmp_path / "logs", 2, *arguments, "--gin.Processes.lost_seconds=10") as started:
+        when_steps_are_seen(started, tmp_path / "run", 3)
+        if other_dies:
+            started.processes[1].kill()
+        started.processes[0].send_signal(signal.SIGABRT)
+        codes = started.wait(90)
+        if other_dies:
+            assert codes == [75, -signal.SIGKILL], started
+            assert "process 1 of 2 on " in started.errors(0)[0], started
+        else:
+            assert codes == [-signal.SIGABRT, 75], started
+            assert "process 0 of 2 on " in started.errors(1)[0], started
+
+
 def when_steps_are_seen(started, folder, number, seconds=900, saved=False):
     """Waits for so many steps, and if asked for a complete checkpoint, which is written behind them."""
     until = time.monotonic() + seconds
@@ -311,7 +330,7 @@ def test_so_are_those_of_a_mixture_of_seqio(tmp_path):
         "feature_lengths": {"inputs": 32, "targets": 16},
         "num_streams": 4,
         "block_records": 32,
-        "task_modules": [],
+        "task_modules": ["t5x_lite.tasks.files"],
         "bytes": True,
     }
     check_same_batches(tmp_path, source)
