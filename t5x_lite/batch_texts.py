@@ -5,6 +5,7 @@ from the positions in the newest checkpoint before it, or from the beginning. (B
 a loss that was not finite are known to the checkpoints that came later, and not to the beginning.)
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -115,7 +116,7 @@ def _find(texts: list[str], origins: list[tuple[str, str]]) -> list[str]:
     pieces = [piece for text in texts for piece in map(_plain, re.split(r"<extra_id_\d+>|</s>", text)) if piece]
     found = [_find_end(piece, origins) for piece in sorted(pieces, key=len, reverse=True)[:PLACES]]
     together = [where for where in found[0] if all(where in places for places in found)] if found else []
-    return list(dict.fromkeys(together or sum(found, [])))[:PLACES]
+    return list(dict.fromkeys(together or itertools.chain(*found)))[:PLACES]
 
 
 def _find_end(piece: str, origins: list[tuple[str, str]]) -> list[str]:

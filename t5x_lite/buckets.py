@@ -29,6 +29,7 @@ _CLIENTS = ("aiohttp", "botocore", "gcsfs", "google", "requests", "urllib3")
 
 
 def is_remote(path) -> bool:
+    """Whether the path is in an object store (gs://, s3://): nothing there is appended to, locked or renamed."""
     return "://" in os.fspath(path)
 
 

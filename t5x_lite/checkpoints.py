@@ -42,6 +42,8 @@ _NOTES = "_CHECKPOINT_METADATA"  # as Orbax calls them
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
+    """What one checkpoint holds: the training state, the positions in the data, and what `meta` says of the run."""
+
     state: TrainState
     data: dict[str, np.ndarray]
     meta: dict[str, Any]

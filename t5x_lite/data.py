@@ -331,7 +331,8 @@ class Batches:
     def _put(self, item) -> None:
         while not self._stopped.is_set():
             try:
-                return self._queue.put(item, timeout=0.1)
+                self._queue.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

@@ -65,6 +65,8 @@ class Results:
 
 
 class Evaluator:
+    """Examples that have been read, and the compiled programs that evaluate a model on them, again and again."""
+
     def __init__(self, config: Evaluation, fallback_vocabulary: FallbackVocabulary = None):
         from t5x_lite import seqio_evaluation  # TensorFlow
 

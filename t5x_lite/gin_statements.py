@@ -65,6 +65,7 @@ class Statement:
 
 
 def macros_in(value: Any) -> Iterator[str]:
+    """The names of the macros that a value refers to, at whatever depth, and as often as it does."""
     match value:
         case dict():
             yield from macros_in([*value.keys(), *value.values()])

@@ -69,8 +69,10 @@ def of(model, params):
 
 
 def prepared(model, params):
-    """`of`, and the parameters in the dtype that the model computes in: read once for each token, they are rounded once,
-    not each time."""
+    """`of`, and the parameters in the dtype that the model computes in.
+
+    They are read once for each token, and so rounded once, not each time.
+    """
     model = of(model, params)
     dtype = jnp.dtype(model.config.dtype)
     return model, jax.tree.map(lambda x: x.astype(dtype), params)

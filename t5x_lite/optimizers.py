@@ -161,8 +161,7 @@ def per_layer(tx: optax.GradientTransformation, params) -> optax.GradientTransfo
 
     labels = jax.tree_util.tree_map_with_path(label, params)
     stacked = optax.GradientTransformation(
-        lambda params: jax.vmap(tx.init)(params),
-        lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params),
+        jax.vmap(tx.init), lambda updates, state, params=None: jax.vmap(tx.update)(updates, state, params)
     )
     names = sorted(set(jax.tree.leaves(labels)))
     return optax.multi_transform({name: tx if name == "single" else stacked for name in names}, labels)

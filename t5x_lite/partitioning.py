@@ -142,7 +142,7 @@ def _arranged(devices, sizes: tuple[int, ...]) -> np.ndarray:
 def _introduce(mesh: Mesh) -> None:
     """Has CPU devices of several processes exchange something along each set of mesh axes, all at one time.
 
-    They find each other at their first exchange, and whoever comes to that 30 s after another, because it took longer to
+    They find each other at their first exchange, and whoever comes to that 30 s after another, as it took longer to
     compile a step, is found no more. Afterwards they wait for each other as long as it takes.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -145,7 +145,8 @@ class Watch:
                 verdict = self._judge() if self._index == 0 else self._hear()
                 self._answered = time.monotonic()
                 if verdict:
-                    return self._stop(verdict)
+                    self._stop(verdict)
+                    return
             self._wake.wait(self._every)
             self._wake.clear()
 

@@ -35,7 +35,7 @@ def lock(folder: epath.Path) -> Iterator[None]:
     path = os.path.join(folder, LOCK_FILE)
     try:
         os.makedirs(folder, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115, closed below
     except OSError as e:
         raise UserError(f"MODEL_DIR = {folder} cannot be written to ({e.strerror}): mend that, or name another") from e
     with file:

@@ -82,7 +82,8 @@ def write_shard(
 def finish_split(folder: str, split: str, shards: int, parts: Iterable[tuple[dict, Counter, Counter]]) -> dict:
     """Writes what seqio reads beside the shards; returns the statistics."""
     sums, most, described = Counter(), Counter(), {}
-    for described, some_sums, some_most in parts:
+    for some_described, some_sums, some_most in parts:
+        described = some_described
         sums += some_sums
         most |= some_most
     info = {"num_shards": shards, "features": described, "seqio_version": seqio.__version__}

@@ -84,7 +84,7 @@ class EvaluationData:
     def _results(self, metrics, outputs) -> dict[str, tuple[dict[str, float], list[dict[str, str]]]]:
         result = {}
         for task in self._evaluator.eval_tasks:
-            # A metric is a number, seqio's Scalar around one, or something to look at (a histogram, text), left out here.
+            # A metric is a number, seqio's Scalar around one, or something to look at (a histogram, text), left out.
             named = {name: getattr(value, "value", value) for name, value in metrics[task.name].items()}
             values = {name: float(value) for name, value in named.items() if np.isscalar(value) or np.ndim(value) == 0}
             predictions = next(iter(outputs[task.name].values()), [])

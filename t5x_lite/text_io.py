@@ -244,6 +244,11 @@ class FileOutput:
 
 
 def open_output(path: epath.PathLike, settings: dict[str, Any], overwrite: bool = False) -> FileOutput | StandardOutput:
+    """Where answers go: a file, gone on with where one is half written with the same settings, or `-` for stdout.
+
+    Raises:
+      UserError: as FileOutput.
+    """
     return StandardOutput() if os.fspath(path) == STANDARD else FileOutput(path, settings, overwrite)
 
 

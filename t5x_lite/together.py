@@ -135,6 +135,7 @@ def first() -> bool:
 
 
 def several() -> bool:
+    """Whether this job is shared by more processes than one."""
     return _me is not None
 
 

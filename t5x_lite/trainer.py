@@ -29,12 +29,15 @@ ALL = Trainable()
 
 
 class TrainState(NamedTuple):
+    """What a step reads and writes anew."""
+
     step: jax.Array  # int32 scalar: updates done
     params: Any  # nested dictionary of arrays of param_dtype
     opt_state: Any  # optax state, of the trained parameters
 
 
 def init_state(model: Model, optimizer: Optimizer, seed: int, trainable: Trainable = ALL) -> TrainState:
+    """Step 0 of a run: parameters drawn from `seed`, and the optimizer's state for those that are trained."""
     params = model.init(jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trainable.split(params)[0]))
 

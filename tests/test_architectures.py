@@ -204,7 +204,7 @@ def test_a_table_a_layer_equals_one_table_where_all_are_the_same():
     }
     one = {
         stack: {
-            **{k: v for k, v in params[stack].items()},
+            **params[stack],
             "relpos_bias": {"rel_embedding": table[0]},
             "layers": {k: v for k, v in params[stack]["layers"].items() if k != "relpos_bias"},
         }

@@ -81,7 +81,7 @@ def test_blanks_sentinels_and_unpacked_rows_can_be_seen():
         vocabulary = BYTES
 
         def block(self, stream, k):
-            ids = BYTES.encode("a\tb ") + [SENTINEL] + BYTES.encode(" c\n") + [SENTINEL - 1] + EOS
+            ids = [*BYTES.encode("a\tb "), SENTINEL, *BYTES.encode(" c\n"), SENTINEL - 1, *EOS]
             yield {"decoder_target_tokens": padded(ids, 20), "decoder_loss_weights": padded([1] * len(ids), 20)}
 
     (text,) = batch_texts.show(Unpacked(), 1, 1, "/nowhere")

@@ -265,8 +265,10 @@ time.sleep(3600)
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def store(request):
-    """A scheme whose bucket `bucket` is served here by another process: one in all, for tensorstore asks only once where
-    it is."""
+    """A scheme whose bucket `bucket` is served here by another process.
+
+    One in all: tensorstore asks only once where it is.
+    """
     for module in ({"s3": ("moto", "s3fs"), "gs": ("gcp_storage_emulator", "gcsfs")})[request.param]:
         pytest.importorskip(module, reason=f"{INSTALL} (an environment of its own will do)")
     server = subprocess.Popen(
@@ -363,7 +365,7 @@ def infer(top):
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_on_disk(store, tmp_path):
-    """Trained, killed inside a save, resumed, evaluated and asked: data, checkpoints, metrics and answers in the bucket."""
+    """Trained, killed in a save, resumed, evaluated and asked: data, checkpoints, metrics and answers in the bucket."""
     remote, here = f"{store}://bucket/top", str(tmp_path)
     (tmp_path / "run").mkdir()
     for top in (here, remote):

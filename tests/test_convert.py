@@ -48,7 +48,7 @@ def batch(step):
 
 
 def train(trainer, state, steps):
-    for step in range(steps):
+    for _ in range(steps):
         state, _ = trainer.step(state, batch(int(state.step)))
     return state
 
@@ -294,7 +294,7 @@ def test_memory_of_a_conversion(tmp_path):
     for name, config in (("tiny", CONFIG), ("large", large)):
         rng = np.random.default_rng(0)
         params = {
-            path: w.Tensor(leaf.shape, np.dtype("f4"), lambda s=leaf.shape: rng.random(s, np.float32))
+            path: w.Tensor(leaf.shape, np.dtype("f4"), lambda s=leaf.shape, rng=rng: rng.random(s, np.float32))
             for path, leaf in w.expected_params(config).items()
         }
         native.write(native.epath.Path(tmp_path / "native" / name), w.Weights(config, params))

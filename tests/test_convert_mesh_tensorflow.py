@@ -87,7 +87,8 @@ def write(folder, arrays, step=1000):
         (
             "t5x_tiny_v1_1",
             ("rms_norm", "rms_norm"),
-            "DenseReluDense.dropout_rate = 0.0\ntransformer_layers.DenseReluDense.activation = \\\n    ['gelu', 'linear']\n",
+            "DenseReluDense.dropout_rate = 0.0\n"
+            "transformer_layers.DenseReluDense.activation = \\\n    ['gelu', 'linear']\n",
         ),
     ],
 )

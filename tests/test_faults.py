@@ -62,7 +62,8 @@ def when(condition, act):
     def wait():
         while not over.is_set():
             if condition():
-                return act()
+                act()
+                return
             time.sleep(0.002)
 
     thread = threading.Thread(target=wait)

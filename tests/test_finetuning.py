@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,7 @@ def test_frozen_parameters_have_no_state_and_do_not_change():
     names = [n for n in paths(a_trainer.abstract_state.opt_state) if n.split("/")[-1] != "count"]
     assert names and all(n.endswith(("/lora_a", "/lora_b")) for n in names)
     assert size(a_trainer.abstract_state.opt_state) < 1.2 * ADDED["lora"][1] + 100
-    for (before, _), (after, _) in zip(states, states[1:]):
+    for (before, _), (after, _) in itertools.pairwise(states):
         assert set(differing(before, after)) == a_trainer.trained_paths
 
 

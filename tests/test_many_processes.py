@@ -68,12 +68,12 @@ def test_who_differs_stops_all_with_one_line(rows, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# --- More of them, and what they leave ---------------------------------------------------------------------------------
+# --- More of them, and what they leave --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def four(rows, tmp_path_factory):
-    """(MODEL_DIR of four processes that trained for 20 steps in float64 and saved every tenth, losses of one process)."""
+    """(MODEL_DIR of four processes that trained 20 steps in float64 and saved every tenth, losses of one process)."""
     folder = tmp_path_factory.mktemp("four")
     expected = in_one_process(folder / "one", flags(rows, **FLOAT64, TRAIN_STEPS=20))
     arguments = flags(rows, "{'data': 2, 'fsdp': 2}", **FLOAT64, TRAIN_STEPS=20, **{"train.save_every": 10})
@@ -130,7 +130,7 @@ def test_told_to_stop_all_save_the_same_step_and_go_on_from_it(rows, tmp_path):
     assert len(train_losses(tmp_path / "run")) == saved + 2
 
 
-# --- Saving and reading that fails in one of them ----------------------------------------------------------------------
+# --- Saving and reading that fails in one of them ---------------------------------------------------------------------
 
 # A process that is started so may write no file of more than 200 kB.
 SMALL_FILES = """
@@ -212,7 +212,7 @@ def test_what_is_damaged_for_one_is_damaged_for_all(rows, tmp_path):
     assert (folder / "damaged-10").exists()
 
 
-# --- Killed and stopped ------------------------------------------------------------------------------------------------
+# --- Killed and stopped -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -280,7 +280,7 @@ def when_steps_are_seen(started, folder, number, seconds=900, saved=False):
         time.sleep(0.05)
 
 
-# --- The same batches --------------------------------------------------------------------------------------------------
+# --- The same batches -------------------------------------------------------------------------------------------------
 
 
 def batches(folder, count, source, steps, **more):

@@ -17,9 +17,13 @@ def tell():
 
 def test_it_ends_what_only_waits_and_leaves_the_signal_as_it_was():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted) as caught, preemption.listening():
+
+    def wait():
         threading.Timer(0.1, tell).start()
         queue.Queue().get()  # as a run waits for a batch: for ever
+
+    with pytest.raises(Preempted) as caught, preemption.listening():
+        wait()
     assert caught.value.code == 75
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -37,10 +41,13 @@ def test_it_is_noted_while_the_state_is_held():
 
 
 def test_it_ends_what_is_interruptible_inside_what_is_held():
+    def go_on():
+        tell()
+        raise AssertionError("not reached")
+
     with preemption.listening() as notice, notice.held():
         with pytest.raises(Preempted), notice.interruptible():
-            tell()
-            raise AssertionError("not reached")
+            go_on()
 
 
 def test_in_another_thread_nothing_is_taken():

@@ -25,7 +25,7 @@ MODEL = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two runs of other learning rates, one of them in two starts; predictions and metrics as an evaluation leaves them."""
+    """Two runs of other learning rates, one of them in two starts; predictions and metrics as evaluation has them."""
     folder = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
     np.savez(

@@ -110,8 +110,7 @@ def test_files_that_cannot_be_used(folder, train, others, message):
     others = {k: v.format(folder) if isinstance(v, str) else v for k, v in others.items()}
     files = options(train and train.format(folder), **others)
     with pytest.raises(UserError, match=message):
-        for split in files.splits:
-            files.open_split(split)
+        [files.open_split(split) for split in files.splits]
 
 
 @pytest.mark.parametrize(

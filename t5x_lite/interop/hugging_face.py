@@ -54,6 +54,8 @@ ACTIVATIONS = {
 
 
 class Parameter(NamedTuple):
+    """A parameter's name and shape on both sides."""
+
     path: str  # ours, with {layers} where a layer's number may stand
     name: str  # theirs, with {i} for the layer's number
     shape: tuple[int, ...]  # ours, of one layer

@@ -22,6 +22,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 
 
 def is_one(folder: epath.Path) -> bool:
+    """Whether the folder has a `config.json` and weights in one of the forms that `transformers` writes."""
     files = (safetensors_files.NAME, safetensors_files.INDEX, TORCH, TORCH_INDEX)
     return (folder / CONFIG).exists() and any((folder / file).exists() for file in files)
 

@@ -51,7 +51,7 @@ def read(folder: epath.Path) -> dict[str, Tensor] | None:
 def _read_file(file: epath.Path) -> dict[str, Tensor]:
     try:
         with safetensors.safe_open(str(file), framework="numpy") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
             about = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (OSError, safetensors.SafetensorError) as e:
         raise UserError(f"{file} cannot be read ({type(e).__name__}: {e}): download it again") from e
@@ -81,7 +81,8 @@ def write(folder: epath.Path, tensors: Mapping[str, Tensor], max_shard_bytes: in
             shards.append({})
         shards[-1][name] = tensor
     if len(shards) == 1:
-        return _write_file(folder / NAME, shards[0])
+        _write_file(folder / NAME, shards[0])
+        return
     files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         _write_file(folder / file, shard)

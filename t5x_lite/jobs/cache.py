@@ -1,5 +1,6 @@
 """A task's tokens, made once: what its preprocessors do before the objective, written where seqio looks for it."""
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -100,10 +101,8 @@ def _run(work: Sequence[tuple], processes: int, what: str, total: int | None) ->
     with context.Pool(processes, _set_up, (counts, gin.config_str(), known)) as pool:
         pending = [pool.apply_async(_write_apart, (piece,)) for piece in work]
         while not all(result.ready() for result in pending):
-            try:
+            with contextlib.suppress(queue.Empty):
                 progress.add(counts.get(timeout=0.2))
-            except queue.Empty:
-                pass
         return [result.get() for result in pending]
 
 

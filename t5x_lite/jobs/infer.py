@@ -269,9 +269,9 @@ def _rank(params, inputs, choices, *, model, eos_id, decoder, rules):
 
 @dataclasses.dataclass
 class _Row:
-    """A record on its way through the model. `place` is its index in the window."""
+    """A record on its way through the model. `index` is its place in the window."""
 
-    place: int
+    index: int
     inputs: list[int]
     targets: list[list[int]]  # the target, or the choices
     truncated: bool
@@ -312,11 +312,11 @@ class _Worker:
     def __call__(self, records: list[text_io.Record], first_line: int) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = [{}] * len(records)
         rows = []
-        for place, record in enumerate(records):
+        for index, record in enumerate(records):
             try:
-                rows.append(self._row(place, record))
+                rows.append(self._row(index, record))
             except _Unusable as e:
-                out[place] = {"input": record.input, "error": str(e)}
+                out[index] = {"input": record.input, "error": str(e)}
         # Neighbours in length share a batch, so that little of it is padding.
         rows.sort(key=lambda row: (len(row.targets), max(map(len, row.targets), default=0), len(row.inputs)))
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
@@ -326,16 +326,16 @@ class _Worker:
             ids, scores = fetch(result)
             ids = [None] * len(batch) if ids is None else ids[: len(batch)].tolist()
             for row, row_ids, score in zip(batch, ids, scores.tolist(), strict=False):
-                out[row.place] = self._finished(records[row.place], row, row_ids, score)
+                out[row.index] = self._finished(records[row.index], row, row_ids, score)
         return out
 
-    def _row(self, place: int, record: text_io.Record) -> _Row:
+    def _row(self, index: int, record: text_io.Record) -> _Row:
         if record.error is not None:
             raise _Unusable(record.error)
         inputs, cut = self._ids(record.input, self.max_input_length)
         texts = {"predict": (), "score": (record.target,), "rank": self.choices or record.choices}[self.mode]
         targets = [self._ids(text, self.max_target_length) for text in texts]
-        return _Row(place, inputs, [ids for ids, _ in targets], cut or any(c for _, c in targets))
+        return _Row(index, inputs, [ids for ids, _ in targets], cut or any(c for _, c in targets))
 
     def _ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
         """Ids with EOS, at most `max_length` of them, and whether that took a cut."""

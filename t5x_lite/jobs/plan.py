@@ -164,6 +164,7 @@ def best_of(
 
 
 def reckoned(ways: Sequence[Way], title: str) -> monitor.Table:
+    """One row for each way to run a step: its mesh, what it changes, memory of a device, and times in ms."""
     table = monitor.Table(
         [
             "data",

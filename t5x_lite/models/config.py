@@ -39,8 +39,8 @@ class T5Config:
       dtype: of activations and matrix products. Norms and softmax are computed in float32 at least.
       param_dtype: of the parameters as stored and updated.
       scan_layers: layers stacked on a leading axis and scanned, so that compile time does not grow with depth.
-      scan_unroll: layers in one turn of the scan. On CPUs XLA runs a loop's body on fewer threads than straight code, so
-        that small models train faster with all layers in one.
+      scan_unroll: layers in one turn of the scan. On CPUs XLA runs a loop's body on fewer threads than straight code:
+        small models train faster there with all layers in one.
       remat: what the backward pass recomputes: "none", "minimal" (all but the matrix products), "offload" (as minimal,
         the products waiting in the host's memory) or "full".
       attention: how training attends: "arrays" [b, h, q, m] of scores; "tiles" of them by kernels for GPUs, with less

@@ -20,6 +20,8 @@ SELF_WEIGHTS, SELF_OUT, CROSS_WEIGHTS, CROSS_OUT, MLP_HIDDEN, MLP_OUT, STACK_IN,
 
 
 class EncoderLayer(nnx.Module):
+    """Self-attention and feed-forward, each normalized before, dropped out after, and added: [b, s, d] to [b, s, d]."""
+
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.rate = config.dropout_rate
         self.pre_attention_layer_norm = RMSNorm(config, rngs=rngs)
@@ -103,6 +105,8 @@ def layer_bias(stack: Stack, make: Callable) -> Callable:
 
 
 class Encoder(Stack):
+    """Layers that look both ways: embedded inputs [b, s, d] to what the decoder attends to, [b, s, d]."""
+
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         super().__init__(
             lambda r: extend(EncoderLayer(config, rngs=r), config, "encoder/layers", rngs=r),
@@ -228,6 +232,8 @@ class Transformer(nnx.Module):
 
 
 class EncoderDecoder(Transformer):
+    """T5: an encoder of the inputs and a decoder of the targets, or one stack that is both (`shared_stacks`)."""
+
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
         self.token_embedder = Embedding(config, rngs=rngs)

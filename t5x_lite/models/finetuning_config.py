@@ -26,7 +26,7 @@ class Adapters:
 
     Attributes:
       inner_dim: width of the bottleneck; the study tries 32, 128, 512 and 2048.
-      after: the blocks that an adapter follows: ("mlp",) is the study's, one a layer; ("attention", "mlp") is Houlsby's.
+      after: the blocks that an adapter follows: ("mlp",) is the study's, one a layer, ("attention", "mlp") Houlsby's.
 
     Raises:
       UserError: a width below one, or an unknown block.

@@ -22,6 +22,7 @@ ACTIVATION_FUNCTIONS = {
 
 
 def parameter(rngs: nnx.Rngs, initializer, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param:
+    """A new parameter of `shape`, drawn from the stream `params`; `axes` are the logical names of its dimensions."""
     return nnx.Param(initializer(rngs.params(), shape, jnp.dtype(dtype)), axes=axes)
 
 

@@ -233,7 +233,10 @@ class _EventWriter:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
-            warnings.warn("no TensorBoard events will be written: `pip install tensorboard` (metrics.jsonl is written)")
+            warnings.warn(
+                "no TensorBoard events will be written: `pip install tensorboard` (metrics.jsonl is written)",
+                stacklevel=2,
+            )
             self._records = None
             return
         self._event, self._summary, self._record_writer = event_pb2.Event, summary_pb2.Summary, RecordWriter

@@ -1,4 +1,4 @@
-"""What a step would take, reckoned from shapes alone: to put hundreds of ways to run it in order without compiling them.
+"""What a step would take, reckoned from shapes alone: puts hundreds of ways to run it in order, and compiles none.
 
 It is a model of the program and not the program: jobs/plan.py compiles what comes out first.
 """

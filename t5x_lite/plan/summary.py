@@ -116,4 +116,5 @@ def describe(summary: dict) -> str:
 
 
 def amount(number: float) -> str:
+    """Bytes as text: GiB, or MiB for less than a hundredth of one."""
     return f"{number / 2**30:.2f} GiB" if abs(number) >= 2**30 / 100 else f"{number / 2**20:.2f} MiB"

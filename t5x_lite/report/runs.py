@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -114,6 +114,11 @@ def _labels(paths: Sequence[epath.Path]) -> list[str]:
         raise UserError(f"{paths[0]} and the others: a MODEL_DIR is given twice")
     if len(parts) == 1:
         return [parts[0][-1]]
-    start = len(os.path.commonprefix(parts))
-    end = len(os.path.commonprefix([part[: start - 1 : -1] if start else part[::-1] for part in parts]))
+    start = _alike(parts)
+    end = _alike([part[start:][::-1] for part in parts])
     return ["/".join(part[start : len(part) - end]) or part[-1] for part in parts]
+
+
+def _alike(parts: Sequence[Sequence[str]]) -> int:
+    """How many parts all begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda same: len(set(same)) == 1, zip(*parts)))

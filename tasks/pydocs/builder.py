@@ -15,6 +15,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -51,7 +52,7 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {
+    RELEASE_NOTES: ClassVar = {
         "1.0.0": "First version.",
         "1.1.0": "A summary is left empty where the rest of the text does not say half of it.",
     }

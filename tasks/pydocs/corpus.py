@@ -79,7 +79,7 @@ _SKIPPED_FOLDERS = {
     "dummy_data",
     "fake_data",
 }
-_WORTH_PARSING = re.compile(r'("""|\'\'\').{%d}' % (MIN_CHARACTERS // 2), re.DOTALL)
+_WORTH_PARSING = re.compile(rf'("""|\'\'\').{{{MIN_CHARACTERS // 2}}}', re.DOTALL)
 # Left in generated code where nobody has written anything.
 _PLACEHOLDERS = ("TODO: add doc",)
 

@@ -1,9 +1,9 @@
 """The corpus' own SentencePiece vocabulary: trained once, on the train split, stored beside the data.
 
 4,096 ids: 0 padding, 1 EOS, 2 unknown, 256 bytes, 3,737 pieces, and 100 sentinels counted down from the top
-(`<extra_id_0>` is 4095). Text comes back from its ids unchanged but for byte-order marks, which go: blanks are kept one by one
-(runs of them are pieces, as indentation carries meaning here), a newline is a piece of its own, and what no piece
-covers is spelt in bytes.
+(`<extra_id_0>` is 4095). Text comes back from its ids unchanged but for byte-order marks, which go: blanks are kept one
+by one (runs of them are pieces, as indentation carries meaning here), a newline is a piece of its own, and what no
+piece covers is spelt in bytes.
 
 Where pieces of equal likelihood can change places ("``" and "`"), tensorflow-text and sentencepiece may choose
 different orders: the ids differ then, their number and the text do not.

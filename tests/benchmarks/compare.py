@@ -4,10 +4,11 @@
     python -m tests.benchmarks.compare --work=greedy --b=8 --s=128 --t=32
     python -m tests.benchmarks.compare --work=beam --b=8 --s=128 --t=32
 
-Needs torch and transformers (pip install torch==2.14.1 transformers==5.24.0); `--sides=ours` does not. They are no extra:
-torch's NVIDIA packages are other ones than jax's, and one set of versions could not have both. Costs: on 2 CPU cores
-about five minutes for training, on a GPU two. Nothing else should run. Each side is a process of its own, and they take
-turns (A B A B …); the ratio is taken turn by turn. Each side holds its parameters in float32 and computes in --dtype.
+Needs torch and transformers (pip install torch==2.14.1 transformers==5.24.0); `--sides=ours` does not. They are no
+extra: torch's NVIDIA packages are other ones than jax's, and one set of versions could not have both. Costs: on 2 CPU
+cores about five minutes for training, on a GPU two. Nothing else should run. Each side is a process of its own, and
+they take turns (A B A B …); the ratio is taken turn by turn. Each side holds its parameters in float32 and computes in
+--dtype.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.benchmarks.plan_order
 
-Every mesh of T5 1.1 mini is run as the search has it, with each remat policy; rounds go through all ways in turn, and the
-median step of each counts. Costs: some ten minutes on 2 CPU cores, with nothing beside it.
+Every mesh of T5 1.1 mini is run as the search has it, with each remat policy; rounds go through all ways in turn, and
+the median step of each counts. Costs: some ten minutes on 2 CPU cores, with nothing beside it.
 """
 
 import argparse

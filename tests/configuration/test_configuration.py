@@ -83,7 +83,7 @@ def test_references_macros_and_scopes_on_the_command_line():
 )
 def test_a_slip_is_not_taken_for_text(text, remedy):
     message = error(bindings=[f"a_job.lengths={text}"])
-    assert message.startswith("--gin.a_job.lengths=") or message.startswith("--gin.a_job.lengths:")
+    assert message.startswith(("--gin.a_job.lengths=", "--gin.a_job.lengths:"))
     assert remedy in message
 
 

@@ -51,10 +51,14 @@ APart.depth = %DEPTH
 
 def error(files=(), bindings=(), search_paths=(), root=None, run=None):
     """The message of the UserError of parsing (and then of `run` and `check_all_read`): one line, always."""
-    with pytest.raises(UserError) as caught:
+
+    def start():
         configuration.parse(files, bindings, search_paths, root)
         if run is not None:
             run()
             configuration.check_all_read()
+
+    with pytest.raises(UserError) as caught:
+        start()
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)

@@ -1,6 +1,7 @@
 """What each script and manifest says of itself, and what shellcheck and the checkout say of them."""
 
 import configparser
+import itertools
 import pathlib
 import re
 import subprocess
@@ -42,7 +43,7 @@ def test_each_opens_with_its_use_what_to_edit_and_what_it_costs(path):
 def test_the_image_is_built_from_what_an_installation_needs():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
-    copied = sum(copies, [])
+    copied = list(itertools.chain(*copies))
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     folders = {line.split("=")[1].strip() for line in config["options"]["package_dir"].strip().splitlines()}

@@ -15,7 +15,7 @@ def test_accuracies():
     assert metrics.sequence_accuracy(["a b", "c"], ["a b", "d"]) == {"sequence_accuracy": 50.0}
     assert metrics.all_match([1, 0], [1, 0]) == {"exact_match": 100.0}
     assert metrics.all_match([1, 0], [1, 1]) == {"exact_match": 0.0}
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="zip"):
         metrics.accuracy([1], [1, 1])
 
 

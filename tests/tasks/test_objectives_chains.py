@@ -319,9 +319,13 @@ def test_ul2_restores_every_token_in_its_mode():
             assert max(inputs + targets) < 259
             restored += inputs + targets
             continue
-        spans = {}
+        spans, sentinel = {}, None
         for t in targets:
-            current = spans.setdefault(t, []) if t >= 259 else current.append(t) or current
+            if t >= 259:
+                sentinel = t
+                spans.setdefault(t, [])
+            else:
+                spans[sentinel].append(t)
         restored += [x for t in inputs for x in (spans[t] if t >= 259 else [t])]
     assert restored == whole
     # Two, four and one of seven denoisers.

@@ -85,7 +85,7 @@ def test_leak_report_finds_planted_leaks():
     first, *rest = texts
     one_word_more = first + " more"
     validation = [one_word_more, "entirely other words here"]
-    report = near_duplicates.leaks({"train": rest + [first], "validation": validation})
+    report = near_duplicates.leaks({"train": [*rest, first], "validation": validation})
     found = report["validation in train"]
     assert (found["documents"], found["similarity >= 0.9"], found["contained >= 0.8"]) == (2, 1, 1)
     assert found["highest similarity"] == pytest.approx(56 / 57, abs=1e-4)

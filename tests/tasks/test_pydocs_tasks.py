@@ -1,6 +1,7 @@
 """The registered tasks, on the small corpus."""
 
 import copy
+import itertools
 import os
 import pathlib
 import pickle
@@ -83,7 +84,7 @@ def test_source_shards_without_loss_and_shuffles_by_seed(corpus_dir):
     assert whole == [r["name"] for r in source.open_split("train")]
     assert len(whole) == source.num_input_examples("train")
     shards = [names(shuffle=False, shard_info=seqio.ShardInfo(i, 3)) for i in range(3)]
-    assert sorted(sum(shards, [])) == sorted(whole) and shards[1] == whole[1::3]
+    assert sorted(itertools.chain(*shards)) == sorted(whole) and shards[1] == whole[1::3]
     assert names(seed=1) == names(seed=1) != names(seed=2)
 
 

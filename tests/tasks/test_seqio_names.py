@@ -1,6 +1,7 @@
 """Names of tasks, files and mixtures: what they stand for, and what is said where they stand for nothing."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_an_evaluation_reads_files_whole_and_in_order(files):
     assert read(shuffle=False) == list(range(400)) and a_source.num_input_examples("train") == 400
     assert sorted(read(shuffle=True, seed=1)) == list(range(400)) != read(shuffle=True, seed=1)
     parts = [read(shuffle=False, shard_info=seqio.ShardInfo(i, 3)) for i in range(3)]
-    assert np.all(np.diff(parts[1]) == 3) and sorted(sum(parts, [])) == list(range(400))
+    assert np.all(np.diff(parts[1]) == 3) and sorted(itertools.chain(*parts)) == list(range(400))
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def corrupted(objective, inputs, targets):
     lengths = {"targets": targets, **({"inputs": inputs} if inputs else {})}
     with seqio.map_seed_manager(1):
         made = preprocessors.unsupervised(dataset, output_features=features, sequence_length=lengths)
-    return [(e["inputs"] if "inputs" in e else None, e["targets"]) for e in made.as_numpy_iterator()]
+    return [(e.get("inputs"), e["targets"]) for e in made.as_numpy_iterator()]
 
 
 def is_text(tokens):
