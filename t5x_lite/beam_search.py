@@ -9,6 +9,7 @@ Shapes: b batch, s source length, t target length, k beams, v vocabulary.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ class HuggingFaceRule:
         return finished[:, -1] >= self.score(live[:, :1], length, given)[:, 0]
 
 
-RULES = {"t5x": T5XRule, "huggingface": HuggingFaceRule}
+RULES: dict[str, type[Any]] = {"t5x": T5XRule, "huggingface": HuggingFaceRule}
 
 
 def beam_search(

@@ -136,7 +136,7 @@ def _teach_orbax_s3() -> None:
     def kvstore(path: str) -> dict[str, Any]:
         return s3_kvstore(path) if path.startswith("s3://") else of_gcs(path)
 
-    kvstore.knows_s3 = True
+    vars(kvstore)["knows_s3"] = True
     gcs_utils.get_kvstore_for_gcs = kvstore
     tensorstore_utils._use_gcs_driver = lambda directory: directory.startswith(("gs://", "s3://"))
     tensorstore_utils._normalize_path = lambda path: re.sub("^s3:/(?!/)", "s3://", normalize(path))

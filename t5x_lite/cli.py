@@ -37,11 +37,11 @@ class Job:
     function: str
     help: str
     example: str
-    flags: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    flags: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     unneeded: tuple[str, ...] = ()
     processes: bool = False
     words: tuple[str, str] | None = None
-    file_flags: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    file_flags: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def short_forms(self) -> Mapping[str, str]:
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as e:
         print(f"t5x-lite: {e.message}; started again, it goes on", file=sys.stderr)
         processes.leave()
-        return e.code
+        return Preempted.CODE
     except KeyboardInterrupt as e:
         print("t5x-lite: interrupted", file=sys.stderr)
         return _failed(130, e)
@@ -285,7 +285,7 @@ def run_job(options: Options) -> int:
     sys.stdout.flush()
     for note in parsed.notes:
         print(f"t5x-lite: note: {note}", file=sys.stderr)
-    arguments = {}
+    arguments: dict[str, bool | int] = {}
     for switch, what in _JOB_SWITCHES.items():
         if getattr(options, switch):
             if switch not in inspect.signature(function).parameters:

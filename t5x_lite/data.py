@@ -44,7 +44,9 @@ ROWS_BEFORE_AHEAD = 32
 class Blocks(Protocol):
     """An opened source."""
 
-    vocabulary: Any | None  # of t5x_lite.vocabularies, where the source knows it
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """None where the source does not know it."""
 
     def block(self, stream: int, k: int) -> Iterator[Row]:
         """Rows of block k of one stream: int32 arrays of fixed lengths named as in FEATURES (and OPTIONAL_FEATURES)."""
@@ -113,7 +115,7 @@ class SeqioSource:
     block_records: int = 2048
     shuffle_buffer: int = 1000
     task_modules: Sequence[str] = ("t5x_lite.tasks",)
-    vocabulary: Any | None = None
+    vocabulary: Vocabulary | None = None
     text_files: TextFiles | None = None
     named_files: Mapping[str, TextFiles] = dataclasses.field(default_factory=dict)
     cache_dir: str | None = None

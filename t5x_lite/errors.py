@@ -37,6 +37,8 @@ def first_line(problem: BaseException | str) -> str:
 class Preempted(SystemExit):
     """The run was told to stop (SIGTERM) and can be started again: exit code 75, EX_TEMPFAIL of BSD's sysexits.h."""
 
+    CODE = 75
+
     def __init__(self, message: str = "told to stop (SIGTERM)"):
-        super().__init__(75)
+        super().__init__(self.CODE)
         self.message = message

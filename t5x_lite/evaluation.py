@@ -18,6 +18,7 @@ from t5x_lite.models import Model
 from t5x_lite.partitioning import Partitioner, place
 from t5x_lite.text_files import TextFiles
 from t5x_lite.trainer import eval_step
+from t5x_lite.vocabularies import Vocabulary
 
 
 @gin.configurable(module="t5x_lite")
@@ -43,7 +44,7 @@ class Evaluation:
     decode: bool = True
     decoder: decoding.Decoder | None = None
     task_modules: Sequence[str] = ("t5x_lite.tasks",)
-    vocabulary: Any | None = None
+    vocabulary: Vocabulary | None = None
     text_files: TextFiles | None = None
     named_files: Mapping[str, TextFiles] = dataclasses.field(default_factory=dict)
 

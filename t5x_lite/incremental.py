@@ -7,6 +7,7 @@ for each input, however many sequences go on from it.
 Shapes: b batch, s source length, t target length, n sequences of a row, v vocabulary, l layers.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ class Ensemble:
 
 
 def _mean(logits: list[jax.Array]) -> jax.Array:
-    return sum(x.astype(jnp.float32) for x in logits) / len(logits)
+    return functools.reduce(jnp.add, (x.astype(jnp.float32) for x in logits)) / len(logits)
 
 
 def of(model, params):

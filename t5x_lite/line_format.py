@@ -103,10 +103,10 @@ class LineFormat:
         except Malformed as e:
             raise UserError(f"{path}:1: {e}; the first line says what columns there are") from e
         needed = [*self.columns, *self._template_columns()]
-        places = (
+        places: dict[Any, int] = (
             {c: header.index(c) for c in needed if c in header}
             if self.has_header
-            else {c: c for c in needed if c < len(header)}
+            else {c: c for c in needed if isinstance(c, int) and c < len(header)}
         )
         missing = [c for c in needed if c not in places]
         if missing:

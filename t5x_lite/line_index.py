@@ -164,7 +164,7 @@ def _find_or_build(files, format, held_out, max_bad_lines, folder, temporary) ->
 
 
 def _build(files, format, held_out, max_bad_lines, folder: epath.Path) -> None:
-    report = {"lines": 0, "skipped": Counter(), "first": {}, **dict.fromkeys(PARTS, 0)}
+    report: dict[str, Any] = {"lines": 0, "skipped": Counter(), "first": {}, **dict.fromkeys(PARTS, 0)}
     waiting = {part: [] for part in PARTS}
     outs = {part: (folder / part).open("wb") for part in PARTS}
 

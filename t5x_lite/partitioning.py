@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -195,7 +195,7 @@ class Partitioner:
     def batch_shards(self) -> int:
         return math.prod(self.mesh.shape[axis] for axis in _as_tuple(self.rules["batch"]))
 
-    def divides(self, shape: tuple[int, ...], spec: PartitionSpec) -> bool:
+    def divides(self, shape: tuple[int, ...], spec: Iterable[Any]) -> bool:
         """Whether each of the axes is cut into equal parts."""
         parts = (math.prod(self.mesh.shape[axis] for axis in _as_tuple(axes)) for axes in spec)
         return not any(n % p for n, p in zip(shape, parts, strict=False))
@@ -238,7 +238,7 @@ class Partitioner:
         return f"{self.mesh.devices.size} device(s) ({', '.join(kinds)}), mesh {shape}"
 
 
-def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+def place(array: np.ndarray | np.generic, sharding: jax.sharding.Sharding) -> jax.Array:
     """The array, which every process has, on the devices; each process gives its own their part."""
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

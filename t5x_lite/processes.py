@@ -15,7 +15,7 @@ import pathlib
 import platform
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -147,9 +147,8 @@ def _ask_cluster(known: Mapping[str, Any]) -> dict[str, Any]:
     from jax._src import clusters
 
     try:
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            *(known.get(name) for name in FLAGS), None, None, 30
-        )
+        detect: Callable[..., Any] = clusters.ClusterEnv.auto_detect_unset_distributed_params
+        found = detect(*(known.get(name) for name in FLAGS), None, None, 30)
     except Exception as e:  # of whatever kind: it speaks to other systems
         raise UserError(
             f"this looks like a cluster, but it does not say who is who ({first_line(e)}): give "

@@ -61,7 +61,8 @@ def write_shard(
     )
     dataset = task.preprocess_precache(dataset, seed=own).prefetch(16)
     described = {name: _describe(spec) for name, spec in dataset.element_spec.items()}
-    sums, most, since = Counter(), Counter(), 0
+    sums, most = Counter[str](), Counter[str]()
+    since = 0
     with tf.io.TFRecordWriter(_shard_file(folder, split, shard, shards)) as writer:
         for example in dataset.as_numpy_iterator():
             writer.write(seqio.dict_to_tfexample(example).SerializeToString(deterministic=True))
@@ -81,7 +82,8 @@ def write_shard(
 
 def finish_split(folder: str, split: str, shards: int, parts: Iterable[tuple[dict, Counter, Counter]]) -> dict:
     """Writes what seqio reads beside the shards; returns the statistics."""
-    sums, most, described = Counter(), Counter(), {}
+    sums, most = Counter[str](), Counter[str]()
+    described: dict = {}
     for some_described, some_sums, some_most in parts:
         described = some_described
         sums += some_sums

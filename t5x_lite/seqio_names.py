@@ -13,7 +13,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -25,17 +25,22 @@ from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.seqio_sources import plain_name
 from t5x_lite.text_files import TextFiles
 
-Provider = seqio.Task | seqio.Mixture
+Provider: TypeAlias = seqio.Task | seqio.Mixture
 
 
 class Names(Protocol):
     """What says which task is meant: SeqioSource and Evaluation."""
 
-    mixture_or_task_name: str | Mapping[str, float]
-    task_modules: Any
-    vocabulary: Any
-    text_files: TextFiles | None
-    named_files: Mapping[str, TextFiles]
+    @property
+    def mixture_or_task_name(self) -> str | Mapping[str, float]: ...
+    @property
+    def task_modules(self) -> Iterable[str]: ...
+    @property
+    def vocabulary(self) -> vocabularies.Vocabulary | None: ...
+    @property
+    def text_files(self) -> TextFiles | None: ...
+    @property
+    def named_files(self) -> Mapping[str, TextFiles]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Named:
 
     mixture_or_task_name: str | Mapping[str, float]
     task_modules: Iterable[str]
-    vocabulary: Any
+    vocabulary: vocabularies.Vocabulary | None
     text_files: TextFiles | None
     named_files: Mapping[str, TextFiles]
 

@@ -1,6 +1,7 @@
 """The data sets behind seqio tasks: which of them a run reads, whether they are here, and their records as columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -60,7 +61,7 @@ def _name_and_remedy(loader: seqio.utils.LazyTfdsLoader) -> tuple[str, str | Non
     return name, None if builder.is_prepared() else f'or prepare it: python -c "{command}"'
 
 
-def array_records(source: seqio.TfdsDataSource, split: str) -> Sequence[Mapping[str, object]] | None:
+def array_records(source: seqio.TfdsDataSource, split: str | None) -> Sequence[Mapping[str, Any]] | None:
     """The records of a task's split by index; None where they have not been prepared as ArrayRecord files."""
     builder = source.tfds_dataset.builder
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
@@ -69,7 +70,7 @@ def array_records(source: seqio.TfdsDataSource, split: str) -> Sequence[Mapping[
     return builder.as_data_source(split=source.tfds_dataset._map_split(split))
 
 
-def read(records, indices: Iterable[int]) -> list[Mapping[str, object]]:
+def read(records, indices: Iterable[int]) -> list[Mapping[str, Any]]:
     """Many records, at once where their source can."""
     indices = [int(i) for i in indices]
     if hasattr(records, "__getitems__"):
@@ -82,7 +83,7 @@ def plain_name(name: str) -> str:
     return name.split("#", maxsplit=1)[0]
 
 
-def columns(values: Sequence[object], any_length: bool = False):
+def columns(values: Sequence[Any], any_length: bool = False):
     """Records as what `tf.data.Dataset.from_tensor_slices` takes apart again.
 
     Args:

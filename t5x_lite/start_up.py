@@ -44,5 +44,5 @@ def compilation_cache(folder: str | None = "~/.cache/t5x-lite/xla") -> None:
         return
     import jax  # late: the flags are answered without it
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # JAX makes them at run time
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))

@@ -135,7 +135,7 @@ class Stored:
         self._check_params({n: layer.shapes("params")[n] for n, layer in have.items()}, target, may_lack)
         params: Any = {}
         for layer in layers:
-            part = select(target, lambda path, layer=layer: have.get(path) is layer)
+            part = select(target, {path for path, owner in have.items() if owner is layer}.__contains__)
             if part:
                 whole = len(leaves_by_path(part)) == len(layer.shapes("params"))
                 params = join(params, layer.arrays("params", part, partial=not whole))

@@ -141,7 +141,7 @@ class TextFiles:
         if kind == "text":
             return LineFormat(kind, (), max_bytes=self.max_line_bytes)
         columns = DEFAULT_COLUMNS[kind] if self.columns is None else self.columns
-        return LineFormat(kind, columns, self.template, self.dialect, self.max_line_bytes)
+        return LineFormat(kind, tuple(columns), self.template, self.dialect, self.max_line_bytes)
 
     def _files(self, split: str) -> list[str]:
         _, pattern = self._place(split)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from etils import epath
@@ -115,7 +115,9 @@ class TextInput:
         return min(1.0, self._read / self._size) if self._size else None
 
     def __iter__(self) -> Iterator[Record]:
-        parse = {"txt": Record, "tsv": self._parse_cells, "jsonl": self._parse_json}[self.format]
+        parsers: dict[str, Callable[[str], Record]]
+        parsers = {"txt": Record, "tsv": self._parse_cells, "jsonl": self._parse_json}
+        parse = parsers[self.format]
         with contextlib.nullcontext() if self.path == STANDARD else self._file:
             for line in self._lines:
                 try:
@@ -146,13 +148,15 @@ class TextInput:
         cells = text.split("\t")
         if len(cells) <= max(self._columns):
             raise Malformed("wrong number of columns", f"{len(cells)} column(s), {max(self._columns) + 1} needed")
-        return Record(*(cells[c] for c in self._columns))
+        found = [cells[c] for c in self._columns]
+        return Record(found[0], found[1] if self._with_target else None)
 
     def _parse_json(self, text: str) -> Record:
         value = json_object(text)
-        names = [given or default for given, default in zip(self._fields, DEFAULT_COLUMNS["jsonl"], strict=True)]
+        names = [given or str(default) for given, default in zip(self._fields, DEFAULT_COLUMNS["jsonl"], strict=True)]
         found = [text_field(value, name) for name in names[: 2 if self._with_target else 1]]
-        return Record(*found, choices=self._parse_choices(value) if self._with_choices else None)
+        choices = self._parse_choices(value) if self._with_choices else None
+        return Record(found[0], found[1] if self._with_target else None, choices=choices)
 
     def _parse_choices(self, value: dict[str, Any]) -> tuple[str, ...]:
         if "choices" not in value:

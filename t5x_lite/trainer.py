@@ -29,9 +29,9 @@ ALL = Trainable()
 
 
 class TrainState(NamedTuple):
-    """What a step reads and writes anew."""
+    """What a step reads and writes anew; or the same of shapes, or of shardings."""
 
-    step: jax.Array  # int32 scalar: updates done
+    step: Any  # int32 scalar: updates done
     params: Any  # nested dictionary of arrays of param_dtype
     opt_state: Any  # optax state, of the trained parameters
 

@@ -9,7 +9,7 @@ if __name__ != "t5x_lite.tasks":
         f"import it as `t5x_lite.tasks`, not as `{__name__}` (take the repository's root off sys.path)", name=__name__
     )
 
-from t5x_lite.tasks import (  # noqa: F401  (imported for what they register)
+from t5x_lite.tasks import (
     c4,
     closed_book_qa,
     cnn_dailymail,
@@ -22,4 +22,4 @@ from t5x_lite.tasks import (  # noqa: F401  (imported for what they register)
     trivia_qa,
     wmt,
 )
-from t5x_lite.tasks.pydocs import tasks as pydocs_tasks  # noqa: F401
+from t5x_lite.tasks.pydocs import tasks as pydocs_tasks

@@ -42,7 +42,7 @@ class TextFilesSource(SeekableSource):
                 places = np.arange(start, min(len(records), start + shards * _READ_AT_ONCE), shards)
                 if shuffle:
                     places = permute(places, len(records), derive_seed(seed, split))
-                yield from records.__getitems__(places)
+                yield from records.__getitems__(places.tolist())
 
         keys = ("inputs", "targets") if self._files.supervised else ("text",)
         signature = {key: tf.TensorSpec((), tf.string) for key in keys}

@@ -21,7 +21,8 @@ from rouge_score import rouge_scorer, scoring
 
 from t5x_lite.tasks import question_answering_scores as qa
 
-Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+# Of targets and predictions: sequences, or arrays.
+Metric = Callable[[Any, Any], dict[str, float]]
 
 ROUGE_KEYS = ("rouge1", "rouge2", "rougeLsum")
 
@@ -149,7 +150,7 @@ def bleu(
       targets: one reference for each prediction, or lists, which sacrebleu takes for *streams* as in the original:
         `targets[i][j]` is reference i of prediction j.
     """
-    streams = targets if isinstance(targets[0], list) else [targets]
+    streams: Sequence[Any] = targets if isinstance(targets[0], list) else [targets]
     score = sacrebleu.corpus_bleu(
         predictions,
         streams,

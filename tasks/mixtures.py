@@ -15,17 +15,8 @@ import functools
 
 import seqio
 
-from t5x_lite.tasks import (  # the tasks that are mixed
-    c4,  # noqa: F401
-    closed_book_qa,  # noqa: F401
-    cnn_dailymail,  # noqa: F401
-    glue,  # noqa: F401
-    rates,
-    squad,  # noqa: F401
-    super_glue,  # noqa: F401
-    trivia_qa,  # noqa: F401
-    wmt,  # noqa: F401
-)
+# Most of them for the tasks that are mixed.
+from t5x_lite.tasks import c4, closed_book_qa, cnn_dailymail, glue, rates, squad, super_glue, trivia_qa, wmt
 from t5x_lite.tasks.registration import sentinel_form
 
 _C4 = "c4_v020_unsupervised"

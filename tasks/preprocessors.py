@@ -5,10 +5,10 @@
 In gin files they are `preprocessors.NAME` (after `import t5x_lite.tasks.preprocessors`), as in T5's own.
 """
 
-from seqio.preprocessors import append_eos, append_eos_after_trim, rekey, tokenize  # noqa: F401
+from seqio.preprocessors import append_eos, append_eos_after_trim, rekey, tokenize
 
-from t5x_lite.tasks.glue_preprocessors import glue, record, stsb  # noqa: F401
-from t5x_lite.tasks.objectives.chains import (  # noqa: F401
+from t5x_lite.tasks.glue_preprocessors import glue, record, stsb
+from t5x_lite.tasks.objectives.chains import (
     bert_style,
     deshuffling,
     full_lm,
@@ -25,8 +25,8 @@ from t5x_lite.tasks.objectives.chains import (  # noqa: F401
     targets_for_prefix_lm_objective,
     trim_and_pad_dataset,
 )
-from t5x_lite.tasks.objectives.denoising import denoise, unsupervised  # noqa: F401
-from t5x_lite.tasks.objectives.documents import (  # noqa: F401
+from t5x_lite.tasks.objectives.denoising import denoise, unsupervised
+from t5x_lite.tasks.objectives.documents import (
     concatenate_and_split_to_fixed_length,
     filter_by_string_length,
     reduce_concat_tokens,
@@ -37,7 +37,7 @@ from t5x_lite.tasks.objectives.documents import (  # noqa: F401
     split_tokens_to_targets_length,
     trim_tokens_at_front,
 )
-from t5x_lite.tasks.objectives.fills import (  # noqa: F401
+from t5x_lite.tasks.objectives.fills import (
     bert_noise_tokens,
     drop_noise_tokens,
     drop_nonnoise_tokens,
@@ -53,13 +53,13 @@ from t5x_lite.tasks.objectives.fills import (  # noqa: F401
     permute_noise_tokens,
     sentinel_id,
 )
-from t5x_lite.tasks.objectives.masks import (  # noqa: F401
+from t5x_lite.tasks.objectives.masks import (
     iid_noise_mask,
     random_prefix_noise_mask,
     random_spans_noise_mask,
     regular_noise_mask,
 )
-from t5x_lite.tasks.objectives.text import (  # noqa: F401
+from t5x_lite.tasks.objectives.text import (
     fill_in_the_blank,
     fill_in_the_blank_sized,
     lm,
@@ -69,20 +69,15 @@ from t5x_lite.tasks.objectives.text import (  # noqa: F401
     random_split_text,
     split_text_to_words,
 )
-from t5x_lite.tasks.objectives.ul2 import Denoiser, ul2  # noqa: F401
-from t5x_lite.tasks.pronoun_preprocessors import (  # noqa: F401
-    definite_pronoun_resolution_simple,
-    wnli_simple,
-    wsc,
-    wsc_simple,
-)
-from t5x_lite.tasks.question_preprocessors import (  # noqa: F401
+from t5x_lite.tasks.objectives.ul2 import Denoiser, ul2
+from t5x_lite.tasks.pronoun_preprocessors import definite_pronoun_resolution_simple, wnli_simple, wsc, wsc_simple
+from t5x_lite.tasks.question_preprocessors import (
     squad,
     squad_span_space_tokenized,
     trivia_qa,
     trivia_qa_truncate_inputs,
 )
-from t5x_lite.tasks.text_preprocessors import (  # noqa: F401
+from t5x_lite.tasks.text_preprocessors import (
     multi_translate,
     parse_tsv,
     preprocess_tsv,

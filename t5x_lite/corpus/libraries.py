@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -204,7 +204,7 @@ def input_files(binding: str, pattern: str, what: str) -> list[str]:
     return sorted(found)
 
 
-def read_bad_words(path: str, languages: tuple[str, ...]) -> dict[str, re.Pattern]:
+def read_bad_words(path: str, languages: Sequence[str]) -> dict[str, re.Pattern]:
     """{language: pattern} of a file of words, one a line, for the one language; or of a folder with a file for each.
 
     Raises:

@@ -12,7 +12,7 @@ Text is grouped three times: by address, by page and by shard. However the work 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
@@ -92,7 +92,7 @@ def steps(files: int) -> dict[str, int]:
 
 
 def _summarize(key_and_values, path: str) -> None:
-    summary = {"shards": [], "tally": {}}
+    summary: dict[str, Any] = {"shards": [], "tally": {}}
     for kind, value in key_and_values[1]:
         if kind == "shards":
             summary[kind].append(list(value))
@@ -132,7 +132,7 @@ class _Counting(Grouping):
 
     def finish_bundle(self):
         for counted in self.tally.items():
-            yield TaggedOutput(TALLY, WindowedValue(counted, GlobalWindow().max_timestamp(), [GlobalWindow()]))
+            yield TaggedOutput(TALLY, WindowedValue(counted, GlobalWindow().max_timestamp(), (GlobalWindow(),)))
 
     def remove(self, rule: str, page: Page) -> None:
         self.tally.add(rules.whole_page(rule, page.text, f"{page.url}\n{page.text}"))

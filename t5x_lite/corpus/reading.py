@@ -116,7 +116,7 @@ def _unpack(file: BinaryIO, start: int, limit: int) -> tuple[bytes | Damage, int
     return (b"".join(parts) if length <= limit else Damage("oversized", end - start)), end
 
 
-def _records(stream: BinaryIO, place: str) -> Iterator[Page | Removed]:
+def _records(stream: BinaryIO | gzip.GzipFile, place: str) -> Iterator[Page | Removed]:
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 

@@ -115,7 +115,7 @@ class _Spill(beam.DoFn):
 
     def finish_bundle(self):
         if self._records:
-            yield WindowedValue(self._write(), GlobalWindow().max_timestamp(), [GlobalWindow()])
+            yield WindowedValue(self._write(), GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
     def _write(self):
         self._records.sort()

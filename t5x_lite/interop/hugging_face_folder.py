@@ -1,6 +1,7 @@
 """Folders of Hugging Face's transformers: config.json, the weights, and the tokenizer's files, in and out."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -100,7 +101,7 @@ def _read_torch(folder: epath.Path) -> dict[str, w.Tensor]:
                     f"{at}: {name} is {dtype}, which is no weight that can be converted; drop it with "
                     "convert.assignment_map if it is not one"
                 )
-            tensors[name] = w.Tensor(tuple(tensor.shape), jnp.dtype(dtype), lambda t=tensor: _array(t, torch))
+            tensors[name] = w.Tensor(tuple(tensor.shape), jnp.dtype(dtype), functools.partial(_array, tensor, torch))
     return tensors
 
 

@@ -355,7 +355,7 @@ class _Worker:
         if self.mode == "rank":
             return None, _rank(self.params, inputs, self._padded_choices(batch), **self._static)
         # A row is known by its line, so that sampling draws the same for it in any batch.
-        places = [first_line + row.place for row in batch]
+        places = [first_line + row.index for row in batch]
         places = np.array(places + [0] * (self.batch_size - len(batch)), np.int32)
         return _predict(self.params, inputs, place(places, self.partitioner.batch), self._prefix, **self._static)
 

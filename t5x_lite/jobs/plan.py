@@ -30,7 +30,12 @@ from t5x_lite.plan.summary import amount, describe, summarize
 from t5x_lite.trainer import Trainer
 
 TRAIN = "t5x_lite.train"
-OPTIONAL = {"loss": Loss, "mesh": MeshConfig, "trainable": Trainable, "num_microbatches": lambda: 1}
+OPTIONAL: dict[str, Callable] = {
+    "loss": Loss,
+    "mesh": MeshConfig,
+    "trainable": Trainable,
+    "num_microbatches": lambda: 1,
+}
 # Of a search: lines shown, programs compiled at most, and how many of them shall fit.
 SHOWN, MOST_COMPILED, WANTED = 10, 6, 3
 

@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -19,6 +19,7 @@ from t5x_lite.study.rows import Run, StudyRow, plan
 SHIPPED = f"{gin_files.PREFIX}study/"
 JOBS = {"pretrain": "train", "finetune": "train", "test": "eval", "ensemble": "eval"}  # of each stage
 ROOTS = {"train": train, "eval": evaluate}
+_Bound = TypeVar("_Bound")
 
 
 @gin.configurable(module="t5x_lite")
@@ -107,17 +108,22 @@ def load(name: str, scale: str | None = None, corpus: str | None = None, overrid
     scores.check_row(name)
     parts = [_part(kind, part) for kind, part in (("scale", scale), ("corpus", corpus)) if part is not None]
     configuration.parse([f"{SHIPPED}{name}.gin", *parts], root="t5x_lite.StudyRow")
-    row, values = StudyRow(), {}
+    row, values = _bound(StudyRow), {}
     if scale is not None:
-        values |= scaling.scaled(scaling.Scale())
+        values |= scaling.scaled(_bound(scaling.Scale))
     if corpus is not None:
-        replacement = scaling.Corpus()
+        replacement = _bound(scaling.Corpus)
         row = scaling.on_corpus(row, replacement)
         values |= replacement.values
     recipe = Recipe(row, {**values, **overrides})
     if overrides:
         _check_overrides(recipe, overrides)
     return recipe
+
+
+def _bound(kind: Callable[..., _Bound]) -> _Bound:
+    """What gin makes of a configurable's bindings."""
+    return kind()
 
 
 def _part(kind: str, name: str) -> str:
@@ -150,7 +156,7 @@ def _macros(recipe: Recipe, stage: str) -> set[str]:
 def columns() -> scores.Columns:
     """Which metrics make which score."""
     configuration.parse([f"{SHIPPED}columns.gin"], root="t5x_lite.Columns")
-    return scores.Columns()
+    return _bound(scores.Columns)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -213,6 +219,8 @@ def _values(recipe: Recipe, run: Run, top: epath.Path, parts) -> dict[str, Any]:
         case "ensemble":
             best = [f"{parent}/{checkpoints.FOLDER}/{scores.best_step(parent, parts)}" for parent in parents]
             return values | {"MODEL_DIR": ",".join(best), "OUTPUT_DIR": str(top / run.folder)}
+        case other:
+            raise ValueError(f"no stage {other!r}")
 
 
 def _is_done(run: Run, top: epath.Path) -> bool:

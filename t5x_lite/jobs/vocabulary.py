@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -117,7 +118,7 @@ def _lines(tasks, split: str, field: str, characters: int, seed: int, counts: di
             yield from filter(None, text.split("\n"))
 
 
-def _text(record: Mapping[str, object], field: str) -> str:
+def _text(record: Mapping[str, Any], field: str) -> str:
     if field not in record:
         raise UserError(
             f"vocabulary.field = {field!r}{did_you_mean(nearest(field, record))}: the records have {', '.join(record)}"

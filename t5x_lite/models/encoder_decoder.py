@@ -91,12 +91,13 @@ class DecoderLayer(nnx.Module):
             # Rows of one input are queries of one row: its keys and values are not repeated.
             y = self.pre_cross_attention_layer_norm(x).reshape(cross[0].shape[0], -1, x.shape[-1])
             attention = self.encoder_decoder_attention
-            x = x + attention.attend(attention.queries(y), *cross, cross_mask, None).reshape(x.shape)
+            keys, values = cross
+            x = x + attention.attend(attention.queries(y), keys, values, cross_mask, None).reshape(x.shape)
             x = adapted(self, "encoder_decoder_attention", x, None)
         return adapted(self, "mlp", x + self.mlp(self.pre_mlp_layer_norm(x), None), None), self_cache
 
 
-def layer_bias(stack: Stack, make: Callable) -> Callable:
+def layer_bias(stack: "Encoder | Decoder", make: Callable) -> Callable:
     """From a layer to make(its bias table): made once, outside of the scan, where the layers share the stack's."""
     if stack.relpos_bias is None:
         return lambda layer: make(layer.relpos_bias)
@@ -202,9 +203,15 @@ class Decoder(Stack):
 
 
 class Transformer(nnx.Module):
-    """What the architectures share; each makes its own `config`, `token_embedder` and `decoder`, and has
-    `advance(cache, tokens [b, q], index)`, which reads the q tokens before the targets from `index` on and returns
-    hidden states [b, q, d] and the cache with them."""
+    """What the architectures share; each makes its own parts."""
+
+    config: T5Config
+    token_embedder: Embedding
+    decoder: "Decoder"
+
+    def advance(self, cache, tokens, index):
+        """Reads the q tokens before the targets from `index` on, int32 [b, q] -> hidden [b, q, d], the longer cache."""
+        raise NotImplementedError
 
     def embed(self, tokens):
         return constrain(self.token_embedder(tokens), "batch", "length", "activation")

@@ -25,7 +25,11 @@ HIDDEN, OUT = range(2)
 class ExtendedDense(Dense):
     """A product with any of: LoRA's low-rank change, BitFit's bias, and IA3's scaling of its input or output."""
 
-    lora_a = lora_b = bias = ia3_input = ia3_output = None
+    lora_a: nnx.Param | None = None
+    lora_b: nnx.Param | None = None
+    bias: nnx.Param | None = None
+    ia3_input: nnx.Param | None = None
+    ia3_output: nnx.Param | None = None
 
     def __init__(self, dense: Dense, config: T5Config, *, lora: bool, bias: bool, ia3: str | None, rngs: nnx.Rngs):
         """Takes over the kernel of `dense`.

@@ -134,7 +134,7 @@ def _backward_tiles(causal, *arrays):
 
 def _backward_keys(causal, *arrays):
     tiles, arrays, bias = _fill(BACKWARD_KEYS, causal, *arrays)
-    (b, q, h, k), keys, values = arrays[0].shape, *arrays[1:3]
+    (b, q, h, k), keys, values = arrays[0].shape, arrays[1], arrays[2]
     m = keys.shape[1]
     own, whole, sums = _some(tiles.columns, k), _all(q, k), pl.BlockSpec((None, None, q), lambda j, h, b: (b, h, 0))
     d_keys, d_values = _call(

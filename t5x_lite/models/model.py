@@ -5,6 +5,7 @@ checkpoints map by name.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,8 @@ class Model:
         finetuning_config.check_kernels(self.config.lora, ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(state)])
         return graphdef, state
 
-    def _module(self, params) -> EncoderDecoder | LanguageModel:
+    def _module(self, params) -> Any:
+        """What `_make` makes, with these parameters."""
         graphdef, state = self._abstract
         state = nnx.clone(state)
         nnx.replace_by_pure_dict(state, params)

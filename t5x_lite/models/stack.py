@@ -4,6 +4,7 @@ The scan is `jax.lax.scan` of a pure function over the layers' split state. Each
 the layer's own key, so a scanned and an unrolled model of one seed start from the same numbers.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -42,25 +43,22 @@ class Stack(nnx.Module):
         Returns:
           The last x and the stacked outs.
         """
+
+        def body(graphdef, x, xs):
+            i, layer_state, inputs = xs
+            return call(nnx.merge(graphdef, layer_state), x, i, inputs)
+
         if self.scanned:
             graphdef, state = nnx.split(self.layers)
 
-            def body(x, xs):
-                i, layer_state, inputs = xs
-                return call(nnx.merge(graphdef, layer_state), x, i, inputs)
-
             layers = (jnp.arange(self.depth), state, per_layer)
-            return jax.lax.scan(self._rematerialised(body), x, layers, unroll=self.unroll)
+            return jax.lax.scan(self._rematerialised(functools.partial(body, graphdef)), x, layers, unroll=self.unroll)
         outs = []
         for i in range(self.depth):
             graphdef, state = nnx.split(getattr(self, f"layers_{i}"))
 
-            def body(x, xs, graphdef=graphdef):
-                i, layer_state, inputs = xs
-                return call(nnx.merge(graphdef, layer_state), x, i, inputs)
-
             inputs = jax.tree.map(lambda a, i=i: a[i], per_layer)
-            x, out = self._rematerialised(body)(x, (i, state, inputs))
+            x, out = self._rematerialised(functools.partial(body, graphdef))(x, (i, state, inputs))
             outs.append(out)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 

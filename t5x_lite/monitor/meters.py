@@ -68,8 +68,10 @@ class Meter:
     ):
         self._per_step = flops_per_step / peak_flops_per_second if flops_per_step and peak_flops_per_second else None
         self._clock = clock
-        self._total = self._window = None  # each [seconds, steps, tokens, seconds waited]
-        self._mark = None  # when time was last added to both
+        # Each [seconds, steps, tokens, seconds waited].
+        self._total: list[float] | None = None
+        self._window: list[float] | None = None
+        self._mark: float | None = None  # when time was last added to both
 
     def step(self, tokens: float, steps: int = 1) -> None:
         """Counts finished steps.

@@ -69,7 +69,8 @@ class Progress:
         self._clock = clock
         self._started = clock() if started is None else started
         self._shown: dict[str, float] = {}
-        self._step = self._shown_step = None
+        self._step: int | None = None
+        self._shown_step: int | None = None
         self._loss_seen = False
         self._shown_at = -math.inf
         self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=100)  # for the time left

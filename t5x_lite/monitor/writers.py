@@ -237,7 +237,7 @@ class _EventWriter:
                 "no TensorBoard events will be written: `pip install tensorboard` (metrics.jsonl is written)",
                 stacklevel=2,
             )
-            self._records = None
+            self._records: Any = None
             return
         self._event, self._summary, self._record_writer = event_pb2.Event, summary_pb2.Summary, RecordWriter
         self._session_log = event_pb2.SessionLog

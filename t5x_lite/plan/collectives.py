@@ -195,6 +195,6 @@ def _ids(sizes: str, order: str | None) -> np.ndarray:
     return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
-def _axes_of_pairs(pairs: list[tuple[int, int]], shape: dict[str, int]) -> tuple[str, ...]:
+def _axes_of_pairs(pairs: list[tuple[int, ...]], shape: dict[str, int]) -> tuple[str, ...]:
     from_, to = (np.stack(np.unravel_index(side, tuple(shape.values())), axis=1) for side in zip(*pairs, strict=True))
     return tuple(axis for i, axis in enumerate(shape) if (from_[:, i] != to[:, i]).any())

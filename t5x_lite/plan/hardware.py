@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import re
+from typing import Any
 
 import jax
 
@@ -151,7 +152,7 @@ class Hardware:
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         from jax.experimental import topologies
 
-        options = {"chip_config_name": "megacore"} if self.family == "v4" else {}
+        options: dict[str, Any] = {"chip_config_name": "megacore"} if self.family == "v4" else {}
         if self.slices > 1:
             options["num_slices"] = self.slices
         try:

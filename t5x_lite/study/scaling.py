@@ -57,7 +57,7 @@ def on_corpus(row: StudyRow, corpus: Corpus) -> StudyRow:
       UserError: the corpus has nothing in the place of one of the row's tasks.
     """
 
-    def instead(task: str) -> str:
+    def instead(task) -> str:
         if task not in corpus.pretrain_tasks:
             raise UserError(
                 f"Corpus.pretrain_tasks has nothing in the place of {task}, on which {row.name} pretrains: add it"

@@ -6,6 +6,7 @@ work. Masks and fills are written for rows; the decorators here make them take a
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -25,8 +26,7 @@ def mask_of_rows(function: Callable) -> Callable:
         mask = function(lengths[tf.newaxis], *args, **kwargs).values
         return tf.ensure_shape(mask, [length if isinstance(length, int) else None])
 
-    either.takes_rows = True
-    return either
+    return _marked(either)
 
 
 def fill_of_rows(function: Callable) -> Callable:
@@ -38,8 +38,12 @@ def fill_of_rows(function: Callable) -> Callable:
             return function(tokens, noise_mask, *args, **kwargs)
         return function(single(tokens), single(noise_mask), *args, **kwargs).values
 
-    either.takes_rows = True
-    return either
+    return _marked(either)
+
+
+def _marked(function: Any) -> Callable:
+    function.takes_rows = True
+    return function
 
 
 def takes_rows(function: Callable | None) -> bool:

@@ -20,6 +20,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeGuard
 
 MIN_CHARACTERS = 200  # shorter ones ("Returns the name.") say nothing that could be summarized or told apart
 MAX_CHARACTERS = 20_000  # a handful of longer ones would outweigh whole libraries
@@ -227,7 +228,7 @@ def _added_docs(call: ast.Call) -> Iterator[tuple[str, str]]:
             yield ".".join(names + member), texts[-1]
 
 
-def _is_text(node: ast.AST | None) -> bool:
+def _is_text(node: ast.AST | None) -> TypeGuard[Any]:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 

@@ -44,7 +44,7 @@ def train(texts: Sequence[str], size: int = SIZE) -> bytes:
         rules.write("FEFF\t\n")
         rules.flush()
         _train(lines, model, size, rules.name)
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]  # made at import
     proto.normalizer_spec.ClearField("normalization_rule_tsv")  # a temporary name, other in each build
     return proto.SerializeToString(deterministic=True)
 
