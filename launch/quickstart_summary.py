@@ -1,4 +1,4 @@
-"""What the quick start found: the table before and after pretraining, sample predictions, and the picture of the losses.
+"""What the quick start found: the table of both finetunings, sample predictions, and the picture of the losses.
 
     python launch/quickstart_summary.py runs/quickstart
 
@@ -24,6 +24,7 @@ COLUMNS = {
 
 
 def main(folder: pathlib.Path) -> None:
+    """Prints what the runs below `folder` found; leaves table.md and losses.png there."""
     table = monitor.Table(["validation", *COLUMNS], title=f"{EXAMPLES} validation examples of each task")
     for label, run in (("finetuned from pretrained", "finetune"), ("finetuned from scratch", "scratch")):
         metrics = plots.read_metrics(folder / run)

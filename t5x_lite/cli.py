@@ -10,7 +10,6 @@ answered at once.
 import dataclasses
 import difflib
 import importlib
-import importlib.metadata
 import inspect
 import logging
 import os
@@ -19,6 +18,7 @@ import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 
+import t5x_lite
 from t5x_lite import buckets, configuration, gin_files, processes, start_up
 from t5x_lite.errors import Preempted, UserError, first_line
 
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse_flags(argv)
         if options.version:
-            print(f"t5x-lite {importlib.metadata.version('t5x-lite')}")
+            print(f"t5x-lite {t5x_lite.__version__}")
         elif options.help:
             print(job_help(options.job) if options.job else general_help())
         elif not options.job:

@@ -11,6 +11,7 @@ import sysconfig
 import zipfile
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -61,9 +62,12 @@ def run_unpacked(unpacked, tmp_path, code):
 
     Without `site` (-S) no .pth file is read, so that an editable installation of this checkout cannot help out.
     """
-    libraries = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    path = os.pathsep.join([str(unpacked), *libraries])
+    path = os.pathsep.join([str(unpacked), *_libraries()])
     return json.loads(run("-S", "-P", "-c", code, cwd=tmp_path, PYTHONPATH=path).stdout)
+
+
+def _libraries():
+    return {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 
 
 def modules_of_the_core():
@@ -142,6 +146,26 @@ def test_core_imports_without_tensorflow(tmp_path):
     names = modules_of_the_core()
     assert {"t5x_lite.trainer", "t5x_lite.data", "t5x_lite.models", "t5x_lite.jobs.train"} <= set(names)
     run("-P", "-c", code, " ".join(names), " ".join(HEAVY), cwd=tmp_path)
+
+
+def test_the_version_is_read_when_it_is_asked_for(tmp_path):
+    code = (
+        "import sys, t5x_lite\n"
+        "before = 'importlib.metadata' in sys.modules\n"
+        "print(before, t5x_lite.__version__, hasattr(t5x_lite, 'no_such_thing'))"
+    )
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    found = run("-S", "-P", "-c", code, cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(ROOT), *_libraries()]))
+    assert found.stdout.split() == ["False", config["metadata"]["version"], "False"]
+
+
+def test_hooks_run_the_pinned_tools_and_fetch_nothing():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    tools = {hook["entry"].split()[0] for hook in repository["hooks"]}
+    assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
+    assert tools == {f".venv/bin/{wanted.name}" for extra, wanted in requirements() if extra == "lint"}
+    assert all(f'"$venv/bin/{pathlib.Path(tool).name}"' in (ROOT / ".ci" / "run").read_text() for tool in tools)
 
 
 def test_bare_names_in_a_checkout():
