@@ -15,6 +15,7 @@ import numpy as np
 from t5x_lite import checkpoints
 from t5x_lite.data import Blocks, Row, Stream
 from t5x_lite.errors import UserError
+from t5x_lite.vocabularies import Vocabulary
 
 # By how many characters a text is found in the records again: at most, and at least where it is longer than that.
 TAIL = (40, 12)
@@ -68,7 +69,7 @@ def _segments(row: Row, vocabulary, origins) -> Iterator[str]:
         weighing = weights[ids == segment]
         sizes = " and ".join(f"{len(tokens)} of {name}" for name, tokens in mine.items() if len(tokens))
         yield f"  segment {segment}: tokens, {sizes}; weight {weighing.sum():g}"
-        texts = {name: _text(vocabulary, tokens) for name, tokens in mine.items() if len(tokens)}
+        texts = {name: as_text(vocabulary, tokens) for name, tokens in mine.items() if len(tokens)}
         for name, text in texts.items():
             # Quoted, so that newlines and blanks can be seen.
             yield f"    {name:<8} {text!r}"
@@ -76,7 +77,7 @@ def _segments(row: Row, vocabulary, origins) -> Iterator[str]:
             yield f"    from     {', '.join(found)}"
 
 
-def _text(vocabulary, ids: np.ndarray) -> str:
+def as_text(vocabulary: Vocabulary, ids: np.ndarray) -> str:
     """All of the ids as text, the end of text and sentinels included."""
     sentinels = vocabulary.vocab_size - vocabulary.extra_ids
     parts, run = [], []

@@ -39,6 +39,7 @@ class Job:
     example: str
     flags: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     unneeded: tuple[str, ...] = ()
+    incomplete: bool = False
     processes: bool = False
     words: tuple[str, str] | None = None
     file_flags: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
@@ -94,6 +95,19 @@ JOBS = {
             "json": ("plan.json_file", "a file for the same as JSON"),
         },
         ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "INITIAL_CHECKPOINT_PATH"),
+    ),
+    "inspect": Job(
+        "t5x_lite.jobs.inspect",
+        "inspect",
+        "show a task step by step, a mixture, a checkpoint, or what a configuration binds and where",
+        "t5x-lite inspect --task=pydocs_span_corruption",
+        {
+            "task": ("inspect.task", "a task or mixture, as MIXTURE_OR_TASK_NAME"),
+            "checkpoint": ("inspect.checkpoint", "a MODEL_DIR, one checkpoint in it, or another system's"),
+            "against": ("inspect.against", "with --checkpoint: another one, for what differs"),
+            "json": ("inspect.json_file", "a file for the same as JSON, - for stdout alone"),
+        },
+        incomplete=True,
     ),
     "study": Job(
         "t5x_lite.jobs.study",
@@ -275,6 +289,7 @@ def run_job(options: Options) -> int:
         root=f"t5x_lite.{job.function}",
         flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()},
         unneeded=job.unneeded,
+        incomplete=job.incomplete,
     )
     buckets.check(configuration.values_in_force())
     if parsed.files:

@@ -97,6 +97,7 @@ def parse(
     root: str | None = None,
     flags: Mapping[str, str] | None = None,
     unneeded: Sequence[str] = (),
+    incomplete: bool = False,
 ) -> Configuration:
     """Read gin files, then bindings, into gin; earlier configuration is dropped.
 
@@ -108,6 +109,7 @@ def parse(
         is bound to call, needs and nobody set are reported together with missing macros.
       flags: short forms of the command line to name in that report, e.g. `{"MODEL_DIR": "--model_dir"}`.
       unneeded: macros that may be missing: nothing comes of their values.
+      incomplete: any may be missing, since the configuration is only looked at.
 
     Returns:
       the files read and notes for the user.
@@ -118,7 +120,7 @@ def parse(
     """
     clear()
     try:
-        return _parse(files, bindings, search_paths, root, flags or {}, unneeded)
+        return _parse(files, bindings, search_paths, root, flags or {}, unneeded, incomplete)
     except BaseException:
         clear()  # half a configuration must not leak into the next call
         raise
@@ -159,6 +161,19 @@ def check_all_read() -> None:
 def values_in_force() -> list[Any]:
     """Of all bindings; references in them are unresolved."""
     return [statement.value for statement in _live_statements().values()]
+
+
+def written() -> dict[str, list[Statement]]:
+    """Name of each binding or macro -> what was said of it: the last is in force, the others gave way to it."""
+    found: dict[str, list[Statement]] = {}
+    for statement in _read.statements:
+        found.setdefault(_display(statement.key), []).append(statement)
+    return found
+
+
+def value_text(statement: Statement) -> str:
+    """The value as a gin file has it; references are not resolved."""
+    return gin_config._format_value(statement.value) or repr(statement.value)
 
 
 def referenced_macros() -> set[str]:
@@ -203,7 +218,7 @@ def operative_values() -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _parse(files, bindings, search_paths, root, flags, unneeded) -> Configuration:
+def _parse(files, bindings, search_paths, root, flags, unneeded, incomplete) -> Configuration:
     for folder in search_paths:
         if not as_path(folder).is_dir():
             raise UserError(f"--gin_search_paths: no folder '{folder}'")
@@ -217,14 +232,14 @@ def _parse(files, bindings, search_paths, root, flags, unneeded) -> Configuratio
         _apply(statement)
     _no_rivals()
     _check_kinds()
-    missing = _missing(root, flags, unneeded)
+    missing = "" if incomplete else _missing(root, flags, unneeded)
     unreferenced = _unreferenced_macros()
     # A misspelt macro is both: the wrong name that nothing reads and the right one that is missing. Say the cause.
     if unreferenced:
         raise UserError(unreferenced)
     if missing:
         raise UserError(missing)
-    for name in unneeded:
+    for name in referenced_macros() if incomplete else unneeded:
         if (name, _MACRO) not in gin_config._CONFIG:
             gin.bind_parameter(f"{name}/{_MACRO}.value", "not needed")  # gin itself wants them all
     gin.finalize()  # runs hooks that users' modules may have registered

@@ -83,7 +83,7 @@ def converter_class(inputs: bool, architecture: str) -> type[seqio.FeatureConver
     return PrefixLMFeatureConverter if inputs else LMFeatureConverter
 
 
-class _Records(seqio.DataSource):
+class Records(seqio.DataSource):
     """A fixed list of records in place of a task's own source."""
 
     def __init__(self, records: Sequence[Mapping[str, object]], tokens: bool = False):
@@ -104,7 +104,7 @@ class _Records(seqio.DataSource):
         return tf.data.Dataset.from_tensor_slices(self._columns)
 
 
-def _open_records(task: seqio.Task, split: str):
+def open_records(task: seqio.Task, split: str):
     """The records of a split by index, `len()` and `[i]`; None where the source can only be read in order."""
     source = task.source
     if hasattr(source, "open_split"):
@@ -126,7 +126,7 @@ class SeqioBlocks:
         check_lengths(self._provider, config.feature_lengths)
         mixture = isinstance(self._provider, seqio.Mixture)
         self._records = [
-            _open_records(task, config.split)
+            open_records(task, config.split)
             if config.cache_dir is None
             else seqio_cache.open_cached(config.cache_dir, task, config.split)
             for task in self._tasks
@@ -245,9 +245,9 @@ class SeqioBlocks:
         lengths = dict(self._config.feature_lengths)
         more = 0
         if self._config.cache_dir is None:
-            task = task.replace(source=_Records(records))
+            task = task.replace(source=Records(records))
         else:
-            task, more = seqio_cache.after_cache(task, _Records(records, tokens=True))
+            task, more = seqio_cache.after_cache(task, Records(records, tokens=True))
         dataset = task.get_dataset(
             sequence_length=lengths,
             split="train",

@@ -18,15 +18,16 @@ def tasks_with_split(provider: seqio.Task | seqio.Mixture, split: str) -> list[s
       UserError: no task has the split, or a data set has not been prepared on this machine; how to do it is said.
     """
     tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
-    chosen = [task for task in tasks if split in _splits(task)]
+    chosen = [task for task in tasks if split in splits_of(task)]
     if not chosen:
-        known = dict.fromkeys(name for task in tasks for name in _splits(task))
+        known = dict.fromkeys(name for task in tasks for name in splits_of(task))
         raise UserError(f"{plain_name(provider.name)} has no split {split!r}; it has {', '.join(known)}")
     _check_prepared(chosen)
     return chosen
 
 
-def _splits(task: seqio.Task) -> Sequence[str]:
+def splits_of(task: seqio.Task) -> Sequence[str]:
+    """The task's splits. Raises UserError where only its data say which, and are not here."""
     if isinstance(task.source, seqio.TfdsDataSource) and not task.source._splits:
         _check_prepared([task])  # only the data say which splits there are
     return task.splits

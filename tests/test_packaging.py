@@ -20,7 +20,7 @@ FOLDERS = {"t5x_lite": "t5x_lite", "tasks": "t5x_lite/tasks", "gin": "t5x_lite/g
 HEAVY = ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "torch", "transformers")
 # The doors to TensorFlow. Everything else must work, and start quickly, where it is not installed.
 NEEDS_TENSORFLOW = {
-    f"t5x_lite.seqio_{part}" for part in ("blocks", "cache", "evaluation", "names", "packing", "sources")
+    f"t5x_lite.seqio_{part}" for part in ("blocks", "cache", "evaluation", "names", "packing", "sources", "stages")
 }
 NEEDS_BEAM = {f"t5x_lite.corpus.{part}" for part in ("pipeline", "shuffle")}
 

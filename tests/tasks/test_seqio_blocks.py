@@ -135,7 +135,7 @@ def test_a_language_model_may_learn_from_its_inputs_too():
 def test_a_source_that_cannot_seek_still_gives_the_same_rows(monkeypatch):
     from t5x_lite import seqio_blocks
 
-    monkeypatch.setattr(seqio_blocks, "_open_records", lambda task, split: None)
+    monkeypatch.setattr(seqio_blocks, "open_records", lambda task, split: None)
     for name in ("pydocs_span_corruption", "pydocs_library_and_summarize"):
         taken = []
         for _ in range(2):
