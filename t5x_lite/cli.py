@@ -122,6 +122,13 @@ JOBS = {
             "corpus": ("study.corpus", "a file of gin/study/corpora, for other tasks than the paper's"),
         },
     ),
+    "reference": Job(
+        "t5x_lite.jobs.reference",
+        "reference",
+        "write down every flag, macro and configurable, with defaults and the shipped files that bind them",
+        "t5x-lite reference --output=/tmp/t5x_lite/reference.md",
+        {"output": ("reference.output", "the Markdown file to write, stdout by default")},
+    ),
     "report": Job(
         "t5x_lite.jobs.report",
         "report",
@@ -457,10 +464,10 @@ def general_help() -> str:
     )
 
 
-def job_help(name: str) -> str:
-    """Return the text of `t5x-lite NAME --help`."""
+def flags_of(name: str) -> list[tuple[str, str]]:
+    """(flag with the form of its value, what it is for) of all flags that a job takes."""
     job = JOBS[name]
-    flags = [
+    return [
         (
             "--gin_file=FILE",
             "a gin file, yours or a shipped one such as models/t5_1_1/small.gin; repeat it; the order "
@@ -501,9 +508,14 @@ def job_help(name: str) -> str:
             if job.processes
         ),
     ]
+
+
+def job_help(name: str) -> str:
+    """Return the text of `t5x-lite NAME --help`."""
+    job = JOBS[name]
     example = ["  " + line for line in job.example.splitlines()]
     lines = [f"t5x-lite {name}: {job.help}", "", "for example:", *example, "", "flags:"]
-    lines += [line for flag, text in flags for line in _entry(flag, text)]
+    lines += [line for flag, text in flags_of(name) for line in _entry(flag, text)]
     lines += ["", "macros that the shipped gin files use (set those that your files mention):"]
     for macro, (meaning, example) in configuration.MACROS.items():
         lines += _entry(macro, f"{meaning}; e.g. {example}")

@@ -101,7 +101,7 @@ class Reader:
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"{file.name} cannot be read: {e}") from e
         context = gin_config.ParseContext()
-        for statement in _syntax(text, file.name):
+        for statement in syntax(text, file.name):
             where = f"{file.name}:{statement.location.line_num}"
             match statement:
                 case config_parser.IncludeStatement():
@@ -140,7 +140,8 @@ class _Delegate(config_parser.ParserDelegate):
         return Later(macro_name, True, True)
 
 
-def _syntax(text: str, name: str) -> Iterator[Any]:
+def syntax(text: str, name: str) -> Iterator[Any]:
+    """The statements of a gin file, as gin's parser gives them. Raises UserError with the line that is none."""
     try:
         yield from config_parser.ConfigParser(io.StringIO(text), _Delegate())
     except SyntaxError as e:

@@ -214,7 +214,7 @@ def _bindings() -> tuple[str, dict[str, Any]]:
         raise UserError(
             "inspect: nothing to look at: give --task=NAME, --checkpoint=PATH, or the gin files and flags of a run"
         )
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name, statements in said.items():
         *before, now = statements
         entries.append(
