@@ -151,6 +151,18 @@ JOBS = {
             "format": ("convert.format", "t5x_lite (the default), hugging_face, t5x or stablehlo"),
         },
     ),
+    "release": Job(
+        "t5x_lite.jobs.release",
+        "release",
+        "make a folder to publish of a finished run: weights for transformers, tokenizer, model card",
+        "t5x-lite release --model_dir=/tmp/t5x_lite/run --to=/tmp/t5x_lite/my-t5 --license=apache-2.0",
+        {
+            "model_dir": ("release.model_dir", "the run"),
+            "to": ("release.target", "the folder to make"),
+            "license": ("release.license", "the model's, as a hub names it: apache-2.0, cc-by-4.0, other"),
+            "name": ("release.name", "the model's; by default the folder's"),
+        },
+    ),
     "corpus": Job(
         "t5x_lite.jobs.corpus",
         "corpus",

@@ -84,6 +84,23 @@ def write_whole(path: epath.Path, text: str) -> None:
     beside.replace(path)
 
 
+def new_folder(path: str, binding: str) -> epath.Path:
+    """A folder that something is to be written to as a whole: one on a disk that is not there, or empty.
+
+    Args:
+      binding: to name in errors.
+
+    Raises:
+      UserError: it is in an object store, or there is something.
+    """
+    if buckets.is_remote(path):
+        raise UserError(f"{binding} = {path}: name a local folder, and copy it there when it is whole")
+    folder = epath.Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{path} exists: name a new folder, nothing is written over")
+    return folder
+
+
 @contextlib.contextmanager
 def made_beside(folder: epath.Path) -> Iterator[epath.Path]:
     """A name for a folder to make, which is given `folder`'s when all is well, and is removed else.

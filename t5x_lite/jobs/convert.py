@@ -8,10 +8,8 @@ import math
 import sys
 import time
 
-from etils import epath
-
 import gin
-from t5x_lite import buckets, configuration, decoding, run_folder, vocabularies
+from t5x_lite import configuration, decoding, run_folder, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats, hugging_face_folder, native, t5x
 from t5x_lite.interop import weights as w
@@ -79,11 +77,7 @@ def convert(
         raise UserError(f"convert.max_shard_bytes must be a whole number of at least 1, not {max_shard_bytes!r}")
     decoder = decoder or decoding.Decoder()
     configuration.check_all_read()
-    if buckets.is_remote(target):
-        raise UserError(f"convert.target = {target}: name a local folder, and copy it there when it is whole")
-    folder = epath.Path(target)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{target} exists: name a new folder, nothing is written over")
+    folder = run_folder.new_folder(target, "convert.target")
 
     # 2. Names and shapes; no array is read yet.
     started = time.monotonic()
