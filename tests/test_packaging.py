@@ -35,17 +35,22 @@ def run(*arguments, cwd, check=True, **environment):
     return done
 
 
+def build(source, out, copy=shutil.copy2):
+    """Build a wheel from a copy of the checkout by the installed setuptools: nothing is fetched."""
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored, copy_function=copy)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        copy(ROOT / name, source / name)
+    code = "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])"
+    run("-c", code, str(out), cwd=source, SOURCE_DATE_EPOCH="1700000000")
+    (path,) = out.glob("*.whl")
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from a copy of the checkout by the installed setuptools: nothing is fetched."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in FOLDERS:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    run("-c", "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])", str(out), cwd=source)
-    (path,) = out.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(build(tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel"))) as archive:
         yield archive
 
 
@@ -98,6 +103,21 @@ def test_wheel_has_its_license_and_no_file_twice(wheel):
     (license_file,) = [name for name in names if name.endswith("/LICENSE")]
     assert wheel.read(license_file) == (ROOT / "LICENSE").read_bytes()
     assert len(names) == len(set(names))
+
+
+def test_the_same_code_and_date_make_the_same_wheel(wheel, tmp_path):
+    """From another folder, with files of another time."""
+
+    def copy(source, target):
+        shutil.copyfile(source, target)
+        os.utime(target, (1_000_000_000, 1_000_000_000))
+
+    (tmp_path / "out").mkdir()
+    again = build(tmp_path / "a source of another length", tmp_path / "out", copy)
+    with open(wheel.filename, "rb") as file:
+        assert again.read_bytes() == file.read() and again.name == os.path.basename(wheel.filename)
+    with zipfile.ZipFile(again) as archive:
+        assert {info.date_time[:3] for info in archive.infolist()} == {(2023, 11, 14)}
 
 
 def test_wheel_finds_its_gin_files_and_tasks(unpacked, tmp_path):
