@@ -29,6 +29,7 @@ RIGHT = {
     "convert": ["--dry_run", "--from=absent", "--to=new"],
     "plan": ["--hardware=abacus:8", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/pretrain.gin"],
     "study": ["--dry_run", "--table=6", "--runs=absent"],
+    "release": ["--dry_run", "--model_dir=absent", "--to=new", "--license=mit"],
 }
 VALUES = [
     "0",
@@ -305,7 +306,7 @@ def run(arguments):
 
 def test_the_right_ones_are_right(folder):
     codes = {job: run([job, *arguments])[0] for job, arguments in RIGHT.items()}
-    assert codes == {"train": 0, "eval": 2, "infer": 2, "convert": 2, "plan": 2, "study": 0}
+    assert codes == {"train": 0, "eval": 2, "infer": 2, "convert": 2, "plan": 2, "study": 0, "release": 2}
     assert {path.name for path in folder.iterdir()} == {"rows.npz", "in.txt"}
 
 
