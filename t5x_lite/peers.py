@@ -206,9 +206,9 @@ class Watch:
         }
 
     def _mind_aborts(self) -> None:
-        """Libraries in C++ end a process by abort(): JAX as soon as the coordinator's connection breaks, gloo when another
-        process's end has put messages out of step. Neither can be asked to do otherwise, so the signal is taken, by the C
-        library: Python's own handlers would run too late."""
+        """Takes the signal of abort(), by which libraries in C++ end a process: JAX when the coordinator's connection
+        breaks, gloo when another process's end has put messages out of step. Neither can be asked to do otherwise. The
+        C library calls the handler: Python's own would run too late."""
 
         def aborted(signal_number):
             if self._index and not self._coordinator_listens():
