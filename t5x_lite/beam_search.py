@@ -29,8 +29,8 @@ class T5XRule:
     T5X's decoding.py, https://github.com/google-research/t5x, is the source of what the paper leaves open.
     """
 
-    alpha: float
-    max_length: int
+    alpha: float | jax.Array
+    max_length: int | jax.Array
 
     def score(self, log_probs, length, given):
         """log_probs float32 [b, n]; length, of all tokens, int32 scalar; given, forced tokens, int32 [b, 1]."""
@@ -61,8 +61,8 @@ class HuggingFaceRule:
     https://github.com/huggingface/transformers, generation/utils.py, version 5.23.
     """
 
-    alpha: float
-    max_length: int
+    alpha: float | jax.Array
+    max_length: int | jax.Array
 
     def score(self, log_probs, length, given):
         return log_probs / jnp.maximum(length - given, 1).astype(jnp.float32) ** self.alpha
@@ -86,22 +86,24 @@ def beam_search(
     eos_id: int = 1,
     *,
     num_beams: int = 4,
-    length_penalty: float = 0.6,
+    length_penalty: float | jax.Array = 0.6,
     rule: str = "t5x",
     decoder_prefix: jax.Array | None = None,
+    limit: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The k best continuations that beam search finds for each row, best first.
 
     T5X returns the same beams worst first. A row of nothing but padding is a filler: zeros.
 
     Args:
-      model: static under jit, like `max_length`, `eos_id`, `num_beams`, `length_penalty` and `rule`.
+      model: static under jit, like `max_length`, `eos_id`, `num_beams` and `rule`.
       params: a parameter tree, or several of one model, whose logits are averaged.
       encoder_input_tokens: int32 [b, s], 0 where padded.
       num_beams: k.
       length_penalty: alpha of the rule; 0 for none.
       rule: one of `RULES`.
       decoder_prefix: int32 [b, p], tokens that each row begins with, 0-padded at the end.
+      limit: int32 scalar, the maximal length where `max_length` is only what there is room for.
 
     Returns:
       ids int32 [b, k, max_length], the prefix and EOS included and 0 after it; and scores float32 [b, k] as the rule
@@ -112,7 +114,8 @@ def beam_search(
       UserError: the prefix is longer than `max_length`.
     """
     b, k = encoder_input_tokens.shape[0], num_beams
-    rule = RULES[rule](length_penalty, max_length)
+    limit = max_length if limit is None else limit
+    rule = RULES[rule](length_penalty, limit)
     model, params = incremental.prepared(model, params)
     start = incremental.start(model, params, encoder_input_tokens, max_length, k, decoder_prefix)
     forced, fillers = start.forced, start.fillers
@@ -120,7 +123,7 @@ def beam_search(
 
     def running(state):
         position, *_, done, _ = state
-        return (position < max_length) & ~jnp.all(done)
+        return (position < limit) & ~jnp.all(done)
 
     def step(state):
         position, live, live_ids, finished, finished_ids, done, cache = state

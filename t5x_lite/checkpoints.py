@@ -117,7 +117,8 @@ class Checkpointer:
         The state may be donated to the next step as soon as this returns.
 
         Args:
-          data: int64 arrays, the same on every process.
+          state: without its optimizer's state, {}, it is one to ask or to start from, not to go on from.
+          data: int64 arrays, the same on every process; {} for none.
           meta: JSON-able; `meta["metrics"]` is what `Keep.metric` is looked up in.
           only: paths of the parameters to write; the others are read from meta["base"] (see `base_of`). None for all.
 
@@ -138,7 +139,8 @@ class Checkpointer:
             params = select(params, lambda path: path in only)
         if jax.default_backend() == "cpu":
             params, opt_state = jax.tree.map(jnp.copy, (params, opt_state))
-        arrays = {"params": params, "opt_state": as_dict(opt_state)}
+        items = {"params": params, "opt_state": as_dict(opt_state)}
+        arrays = {item: tree for item, tree in items.items() if tree}  # Orbax writes nothing empty
         sums = {item: checksums.start(tree) for item, tree in arrays.items()}
         self._metrics[step] = dict(meta.get("metrics", {}))
         with self._reopened_on_failure():
@@ -146,7 +148,7 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     **{item: ocp.args.StandardSave(tree) for item, tree in arrays.items()},
-                    data=ocp.args.StandardSave(data),
+                    **({"data": ocp.args.StandardSave(data)} if data else {}),
                     meta=checksums.SealedJsonSave({**meta, "step": step, "data": _digests(data)}, arrays, sums, turn),
                 ),
             )

@@ -83,6 +83,17 @@ JOBS = {
         },
         processes=True,
     ),
+    "serve": Job(
+        "t5x_lite.jobs.serve",
+        "serve",
+        "serve a page to try a model, and answers as JSON over HTTP",
+        "t5x-lite serve --checkpoint=/tmp/t5x_lite/run --port=8080",
+        {
+            "checkpoint": ("serve.checkpoint", "a MODEL_DIR, one checkpoint in it, or a Hugging Face folder"),
+            "host": ("serve.host", "the address to listen on; 127.0.0.1, this machine alone, by default"),
+            "port": ("serve.port", "8080 by default; 0 takes a free one"),
+        },
+    ),
     "plan": Job(
         "t5x_lite.jobs.plan",
         "plan",

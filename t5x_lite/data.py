@@ -158,32 +158,46 @@ class NpzSource:
         return NpzBlocks(self, architecture, fallback_vocabulary)
 
 
-class NpzBlocks:
-    """A block is one stream's share of one epoch."""
+class ColumnBlocks:
+    """Rows that are in memory: a block is one stream's share of one epoch, in an order of its own.
+
+    Args:
+      columns: arrays [n, length] named as in FEATURES.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, np.ndarray], seed: int, num_streams: int = 1, vocabulary: Vocabulary | None = None
+    ):
+        self.vocabulary = vocabulary
+        self._columns, self._seed, self._num_streams = columns, seed, num_streams
+        self._size = len(next(iter(columns.values())))
+
+    def block(self, stream: int, k: int) -> Iterator[Row]:
+        places = np.arange(stream, self._size, self._num_streams)
+        for i in permute(places, self._size, derive_seed(self._seed, "epoch", k)):
+            yield {name: column[i] for name, column in self._columns.items()}
+
+
+class NpzBlocks(ColumnBlocks):
+    """The rows of a source's files."""
 
     def __init__(self, source: NpzSource, architecture: str, fallback_vocabulary: FallbackVocabulary = None):
         required = FEATURES if architecture == "encoder_decoder" else LANGUAGE_MODEL_FEATURES
-        self._source = source
-        self.vocabulary = source.vocabulary or (fallback_vocabulary() if fallback_vocabulary else None)
+        vocabulary = source.vocabulary or (fallback_vocabulary() if fallback_vocabulary else None)
         files = buckets.glob(source.pattern)
         if not files:
             raise UserError(f"NpzSource.pattern = {source.pattern!r}: no such file; give a .npz file or a glob")
         parts = [_read_rows(file, required) for file in files]
         if len({tuple((n, a.shape[1:]) for n, a in part.items()) for part in parts}) != 1:
             raise UserError(f"the files of {source.pattern!r} differ in their arrays or lengths; give one kind")
-        self._columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self._size = len(self._columns[required[0]])
-        if any(len(column) != self._size for column in self._columns.values()):
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        super().__init__(columns, source.seed, source.num_streams, vocabulary)
+        if any(len(column) != self._size for column in columns.values()):
             raise UserError(f"the arrays of {source.pattern!r} differ in their number of rows")
         if self._size < source.num_streams:
             raise UserError(
                 f"{source.pattern!r} has {self._size} rows for {source.num_streams} streams; lower num_streams"
             )
-
-    def block(self, stream: int, k: int) -> Iterator[Row]:
-        places = np.arange(stream, self._size, self._source.num_streams)
-        for i in permute(places, self._size, derive_seed(self._source.seed, "epoch", k)):
-            yield {name: column[i] for name, column in self._columns.items()}
 
 
 def _read_rows(file: str, required: Sequence[str]) -> dict[str, np.ndarray]:

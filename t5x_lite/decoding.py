@@ -9,10 +9,12 @@ Shapes: b batch, s source length, t target length, n sequences of a row, c choic
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import gin
 from t5x_lite import incremental
@@ -38,34 +40,39 @@ def sample(
     numbers: jax.Array,
     position: jax.Array,
     *,
-    seed: int = 0,
-    temperature: float = 1.0,
+    seed: int | jax.Array = 0,
+    temperature: float | jax.Array = 1.0,
     top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: float | jax.Array = 1.0,
 ) -> jax.Array:
     """A token drawn from softmax(logits / temperature), cut to the `top_k` and then the `top_p` most probable.
+
+    `seed`, `temperature` and `top_p` may be arrays [b], of each row its own.
 
     The noise is a function of (seed, row id, number of the sequence, position) alone, so a row draws the same tokens
     in any batch and on any mesh. Drawing is the argmax of logits plus Gumbel noise (Gumbel-max); `top_p` is nucleus
     sampling (arXiv:1904.09751).
     """
-    logits = logits / temperature
+    logits = logits / _column(temperature)
     if top_k:
         logits = _keep_top_k(logits, top_k)
-    if top_p < 1.0:
-        logits = _keep_top_p(logits, top_p)
+    if isinstance(top_p, jax.Array) or top_p < 1.0:
+        logits = _keep_top_p(logits, _column(top_p))
     return jnp.argmax(logits + noise(seed, row_ids, numbers, position, logits.shape[-1]), axis=-1).astype(jnp.int32)
 
 
-def noise(seed: int, row_ids: jax.Array, numbers: jax.Array, position: jax.Array, v: int) -> jax.Array:
-    """Gumbel noise float32 [b, v] of one position; each row's is a function of (seed, row id, number, position)."""
-    # Named, because only threefry gives the same numbers under vmap and any sharding.
-    key = jax.random.key(seed, impl="threefry2x32")
+def noise(seed: int | jax.Array, row_ids: jax.Array, numbers: jax.Array, position: jax.Array, v: int) -> jax.Array:
+    """Gumbel noise float32 [b, v] of one position; each row's is a function of (seed, row id, number, position).
 
-    def one(*site):
+    `seed` may be an array [b], of each row its own.
+    """
+
+    def one(seed, *site):
+        # Named, because only threefry gives the same numbers under vmap and any sharding.
+        key = jax.random.key(seed, impl="threefry2x32")
         return jax.random.gumbel(functools.reduce(jax.random.fold_in, (*site, position), key), (v,))
 
-    return jax.vmap(one)(row_ids, numbers)
+    return jax.vmap(one)(jnp.broadcast_to(_seed(seed), row_ids.shape), row_ids, numbers)
 
 
 def decode(
@@ -79,6 +86,7 @@ def decode(
     row_ids: jax.Array | None = None,
     decoder_prefix: jax.Array | None = None,
     num_return_sequences: int = 1,
+    limits: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Decodes each row until EOS or `max_length` tokens; stops as soon as every row has ended.
 
@@ -92,6 +100,7 @@ def decode(
       row_ids: int32 [b], what a row is called in the choice's noise; its place in the batch unless given.
       decoder_prefix: int32 [b, p], tokens that each row begins with, 0-padded at the end.
       num_return_sequences: n, sequences of each row, which the choice tells apart by their number.
+      limits: int32 [b], a maximal length of each row's own, at most `max_length`.
 
     Returns:
       ids int32 [b, max_length], the prefix and EOS included and 0 after it; and the sum float32 [b] of the natural-log
@@ -108,6 +117,7 @@ def decode(
     row_ids, numbers = jnp.repeat(row_ids, n), jnp.tile(jnp.arange(n, dtype=jnp.int32), b)
     start = incremental.start(model, params, encoder_input_tokens, max_length, n, decoder_prefix)
     forced = jnp.repeat(start.forced, n, axis=0)
+    limits = None if limits is None else jnp.repeat(limits, n)
 
     def running(state):
         position, *_, done, _ = state
@@ -123,7 +133,10 @@ def decode(
         tokens = jnp.where(done, 0, tokens)
         scores = scores + jnp.where(done | is_given, 0.0, _log_probability(logits, tokens))
         ids = jax.lax.dynamic_update_slice_in_dim(ids, tokens[:, None], position, axis=1)
-        return position + 1, tokens, ids, scores, done | ((tokens == eos_id) & ~is_given), cache
+        done = done | ((tokens == eos_id) & ~is_given)
+        if limits is not None:
+            done = done | (position + 1 >= limits)
+        return position + 1, tokens, ids, scores, done, cache
 
     state = (
         start.position,
@@ -242,22 +255,57 @@ class Decoder:
             if not ok:
                 raise UserError(f"Decoder.{remedy}, not {getattr(self, remedy.split()[0])!r}")
 
-    @property
-    def choice(self) -> Choice:
-        """Of the next token; for the methods that go on from one."""
-        if self.method == "greedy":
-            return greedy
-        return functools.partial(
-            sample, seed=self.seed, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+    def program(self) -> "Decoder":
+        """The decoder to compile; it, given this one's `settings`, answers as this one does.
+
+        It is the same for all decoders that differ only in what can be told to a compiled program, and for all maximal
+        lengths up to some: who tries temperatures, seeds and lengths does not wait for a compiler each time.
+        """
+        beam, sample = self.method == "beam", self.method == "sample"
+        return dataclasses.replace(
+            self,
+            max_length=_capacity(self.max_length),
+            temperature=1.0,
+            top_k=self.top_k if sample else 0,
+            top_p=0.5 if sample and self.top_p < 1 else 1.0,
+            seed=0,
+            num_beams=self.num_beams if beam else 1,
+            length_penalty=0.0,
+            beam_rule=self.beam_rule if beam else next(iter(RULES)),
         )
 
-    def __call__(self, model, params, encoder_input_tokens, eos_id: int = 1, row_ids=None, decoder_prefix=None):
+    def settings(self) -> "Settings":
+        """What is told to the compiled `program`."""
+        settings: dict[str, Any] = {"max_length": np.int32(self.max_length)}
+        if self.method == "beam":
+            settings["length_penalty"] = np.float32(self.length_penalty)
+        elif self.method == "sample":
+            settings |= {"seed": _seed(self.seed), "temperature": np.float32(self.temperature)}
+            if self.top_p < 1:
+                settings["top_p"] = np.float32(self.top_p)
+        return settings
+
+    def __call__(
+        self,
+        model,
+        params,
+        encoder_input_tokens,
+        eos_id: int = 1,
+        row_ids=None,
+        decoder_prefix=None,
+        settings: "Settings | None" = None,
+    ):
         """`decode`, or with method "beam" `beam_search`, with these settings.
+
+        Args:
+          settings: instead of this decoder's own, those of decoders that have it as their `program`: of each row, [b];
+            with method "beam" scalars, for all rows.
 
         Returns:
           ids int32 [b, max_length] and scores float32 [b]; with num_return_sequences = n > 1 ids [b, n, max_length]
           and scores [b, n], the best first.
         """
+        n, given = self.num_return_sequences, settings or {}
         if self.method == "beam":
             ids, scores = beam_search(
                 model,
@@ -266,23 +314,48 @@ class Decoder:
                 self.max_length,
                 eos_id,
                 num_beams=self.num_beams,
-                length_penalty=self.length_penalty,
+                length_penalty=given.get("length_penalty", self.length_penalty),
                 rule=self.beam_rule,
                 decoder_prefix=decoder_prefix,
+                limit=given.get("max_length"),
             )
-            n = self.num_return_sequences
             return (ids[:, 0], scores[:, 0]) if n == 1 else (ids[:, :n], scores[:, :n])
+        choose = greedy
+        if self.method == "sample":
+            own: dict[str, Any] = {"seed": self.seed, "temperature": self.temperature, "top_p": self.top_p}
+            own |= {name: jnp.repeat(given[name], n) for name in own if name in given}
+            choose = functools.partial(sample, top_k=self.top_k, **own)
         return decode(
             model,
             params,
             encoder_input_tokens,
             self.max_length,
             eos_id,
-            choose=self.choice,
+            choose=choose,
             row_ids=row_ids,
             decoder_prefix=decoder_prefix,
-            num_return_sequences=self.num_return_sequences,
+            num_return_sequences=n,
+            limits=given.get("max_length"),
         )
+
+
+# Name of one of a decoder's attributes -> its value, or those of several rows.
+Settings = Mapping[str, Any]
+
+
+def _capacity(max_length: int) -> int:
+    """The positions to compile for, where `max_length` are to be decoded: few numbers, and not many too many."""
+    return max(16, 1 << (max_length - 1).bit_length()) if max_length <= 64 else -(-max_length // 64) * 64
+
+
+def _seed(seed: int | np.ndarray | jax.Array):
+    """Of a whole number the 32 bits of it that JAX takes."""
+    return np.uint32(seed & 0xFFFFFFFF) if isinstance(seed, int) else seed
+
+
+def _column(x: float | jax.Array) -> jax.Array:
+    """A value of all rows or of each, to go with [b, v]."""
+    return jnp.asarray(x)[..., None]
 
 
 def _log_probability(logits: jax.Array, tokens: jax.Array) -> jax.Array:

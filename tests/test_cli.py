@@ -223,7 +223,7 @@ def test_nothing_at_all_shows_the_help_as_an_error(capsys):
     assert "usage: " in printed.err and printed.out == ""
 
 
-@pytest.mark.parametrize("job", ["train", "eval", "infer", "convert"])
+@pytest.mark.parametrize("job", ["train", "eval", "infer", "serve", "convert"])
 def test_help_of_a_job(capsys, job):
     assert cli.main([job, "--help"]) == 0
     printed = capsys.readouterr().out
@@ -233,7 +233,7 @@ def test_help_of_a_job(capsys, job):
     assert max(map(len, printed.splitlines())) <= 120
 
 
-@pytest.mark.parametrize("job", ["train", "eval", "infer", "study", "convert"])
+@pytest.mark.parametrize("job", ["train", "eval", "infer", "serve", "study", "convert"])
 def test_the_examples_are_commands_that_parse(job):
     import shlex
 

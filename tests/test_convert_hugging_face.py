@@ -1,8 +1,6 @@
 """Hugging Face folders in and out, through the command line; logits against the stored ones, tensors bit by bit."""
 
 import dataclasses
-import functools
-import io
 import json
 import pathlib
 import re
@@ -12,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
-from safetensors.numpy import load_file, save_file
+from hugging_face_folders import EXTRA_IDS, make, sentencepiece_model, stored
+from safetensors.numpy import load_file
 
 from t5x_lite import checkpoints, cli, configuration, vocabularies
 from t5x_lite.errors import UserError
@@ -21,47 +19,7 @@ from t5x_lite.interop import formats, hugging_face_folder
 from t5x_lite.jobs.convert import convert
 from t5x_lite.models import Model
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 FAMILIES = ("t5_1_0", "t5_1_1")
-EXTRA_IDS = 20
-
-
-@functools.cache
-def stored(family):
-    """config (parsed), weights by name, other arrays by name."""
-    with np.load(FIXTURES / f"hugging_face_{family}.npz") as arrays:
-        config = json.loads(arrays["config"].item())
-        weights = {key.removeprefix("weights/"): arrays[key] for key in arrays if key.startswith("weights/")}
-        golden = {key.removeprefix("padded/"): arrays[key] for key in arrays if not key.startswith("weights/")}
-    return config, weights, golden
-
-
-@functools.cache
-def sentencepiece_model():
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(["the quick brown fox jumps over the lazy dog", "numbers 1 2 3 4 5"] * 10),
-        model_writer=out,
-        minloglevel=2,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-    )
-    return out.getvalue()
-
-
-def make(folder, family, tensors=None, tokenizer="T5Tokenizer", **changes):
-    config, weights, _ = stored(family)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-    save_file(weights if tensors is None else tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer, "extra_ids": EXTRA_IDS}))
-    if tokenizer == "T5Tokenizer":
-        (folder / "spiece.model").write_bytes(sentencepiece_model())
-    return folder
 
 
 def logits(config, params, golden):

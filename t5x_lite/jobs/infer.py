@@ -1,17 +1,14 @@
 """The model's answers to a file of inputs, its scores for given answers, or its choice among given ones.
 
-The path of a line: text → ids, cut to length → batches of similar length → a compiled program for each length →
-text, put back into the order of the input. Nothing here needs TensorFlow or a task: the checkpoint carries the
-vocabulary.
+The lines of a window go through the model together (see `t5x_lite.inference`) and are put back into the order of the
+input. Nothing here needs TensorFlow or a task: the checkpoint carries the vocabulary.
 """
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
-import math
 import os
 import sys
 import time
@@ -19,18 +16,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 import gin
-from t5x_lite import configuration, decoding, ensembles, text_io, together, vocabularies
-from t5x_lite.beam_search import EMPTY
+from t5x_lite import configuration, decoding, ensembles, inference, text_io, together, vocabularies
 from t5x_lite.errors import UserError
-from t5x_lite.partitioning import MeshConfig, fetch, place
+from t5x_lite.inference import Answer, Answerer, Row, Unusable
+from t5x_lite.partitioning import MeshConfig
 
 WINDOW = 16  # batches that are sorted by length together, and written together
-SHORTEST = 16  # tokens; shorter inputs are padded to this
 MODES = ("predict", "score", "rank")
 
 
@@ -120,11 +114,7 @@ def infer(
         )
     decoder = decoder or decoding.Decoder()
     partitioner = (mesh or MeshConfig()).build()
-    if batch_size % partitioner.batch_shards:
-        raise UserError(
-            f"infer.batch_size={batch_size} cannot be divided over {partitioner.batch_shards} devices: "
-            "make it a multiple, or change Mesh.shape"
-        )
+    inference.check_batch_size(batch_size, partitioner, "infer.batch_size")
     source = text_io.TextInput(
         input,
         input_format,
@@ -169,19 +159,8 @@ def infer(
         if together.first():
             print("\n".join(lines))
         return 0
-    worker = _Worker(
-        model,
-        params,
-        vocabulary,
-        decoder,
-        partitioner,
-        mode,
-        batch_size,
-        max_input_length,
-        max_target_length,
-        prefix,
-        choices,
-    )
+    answerer = Answerer(model, params, vocabulary, partitioner, batch_size, max_input_length, max_target_length)
+    worker = _Worker(answerer, mode, decoder, prefix, choices)
 
     # 3. Where an earlier run stopped. Process 0 has the output, and tells the others how far it is.
     settings = {
@@ -242,170 +221,59 @@ def _skip_done(out, records, path: str, output: str) -> tuple[int, int]:
     return lines, errors
 
 
-# At the top of the module, so that a second call of the job in one process compiles nothing again. Tracing reads the
-# rules of the partitioner in force, which jit does not see: they are an argument to be part of the key.
-_STATIC = ("model", "eos_id", "decoder", "rules")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _predict(params, inputs, row_ids, prefix, *, model, eos_id, decoder, rules):
-    del rules
-    return decoder(model, params, inputs, eos_id, row_ids, prefix)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _score(params, inputs, targets, *, model, eos_id, decoder, rules):
-    del eos_id, decoder, rules
-    start = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
-    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": start, "decoder_target_tokens": targets}
-    return decoding.score(model, params, batch)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _rank(params, inputs, choices, *, model, eos_id, decoder, rules):
-    del eos_id, decoder, rules
-    return decoding.rank(model, params, inputs, choices)
-
-
-@dataclasses.dataclass
-class _Row:
-    """A record on its way through the model. `index` is its place in the window."""
-
-    index: int
-    inputs: list[int]
-    targets: list[list[int]]  # the target, or the choices
-    truncated: bool
-
-
 class _Worker:
     """Turns a window of records into output records, in the same order."""
 
-    def __init__(
-        self,
-        model,
-        params,
-        vocabulary,
-        decoder,
-        partitioner,
-        mode,
-        batch_size,
-        max_input_length,
-        max_target_length,
-        prefix,
-        choices,
-    ):
-        self.params, self.vocabulary, self.partitioner, self.mode = params, vocabulary, partitioner, mode
-        self.batch_size = batch_size
-        self.max_input_length, self.max_target_length = max_input_length, max_target_length
-        self.choices = choices
-        self._prefix = None
-        if prefix:
-            self._prefix = place(np.tile(np.array(prefix, np.int32), (batch_size, 1)), partitioner.batch)
-        # What the programs depend on besides their arrays.
-        self._static = {
-            "model": model,
-            "eos_id": vocabulary.eos_id,
-            "decoder": decoder,
-            "rules": repr(partitioner.rules),
-        }
+    def __init__(self, answerer: Answerer, mode: str, decoder: decoding.Decoder, prefix, choices):
+        self._answerer, self._mode, self._decoder = answerer, mode, decoder
+        self._prefix, self._choices = tuple(prefix), choices
 
     def __call__(self, records: list[text_io.Record], first_line: int) -> list[dict[str, Any]]:
         out: list[dict[str, Any]] = [{}] * len(records)
-        rows = []
-        for index, record in enumerate(records):
+        rows: dict[int, Row] = {}
+        for place, record in enumerate(records):
             try:
-                rows.append(self._row(index, record))
-            except _Unusable as e:
-                out[index] = {"input": record.input, "error": str(e)}
-        # Neighbours in length share a batch, so that little of it is padding.
-        rows.sort(key=lambda row: (len(row.targets), max(map(len, row.targets), default=0), len(row.inputs)))
-        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        with self.partitioner.activate():
-            results = [self._start(batch, first_line) for batch in batches]  # all are queued before one is waited for
-        for batch, result in zip(batches, results, strict=True):
-            ids, scores = fetch(result)
-            ids = [None] * len(batch) if ids is None else ids[: len(batch)].tolist()
-            for row, row_ids, score in zip(batch, ids, scores.tolist(), strict=False):
-                out[row.index] = self._finished(records[row.index], row, row_ids, score)
+                rows[place] = self._row(record, first_line + place)
+            except Unusable as e:
+                out[place] = {"input": record.input, "error": str(e)}
+        for (place, row), answer in zip(rows.items(), self._answers(list(rows.values())), strict=True):
+            out[place] = self._written(records[place], row, answer)
         return out
 
-    def _row(self, index: int, record: text_io.Record) -> _Row:
+    def _row(self, record: text_io.Record, line: int) -> Row:
         if record.error is not None:
-            raise _Unusable(record.error)
-        inputs, cut = self._ids(record.input, self.max_input_length)
-        texts = {"predict": (), "score": (record.target,), "rank": self.choices or record.choices}[self.mode]
-        targets = [self._ids(text, self.max_target_length) for text in texts]
-        return _Row(index, inputs, [ids for ids, _ in targets], cut or any(c for _, c in targets))
+            raise Unusable(record.error)
+        if self._mode == "predict":
+            # A row is known by its line, so that sampling draws the same for it in any batch.
+            return self._answerer.read(record.input, row_id=line, decoder=self._decoder, prefix=self._prefix)
+        return self._answerer.read(record.input, (record.target,) if self._mode == "score" else self._given(record))
 
-    def _ids(self, text: str, max_length: int) -> tuple[list[int], bool]:
-        """Ids with EOS, at most `max_length` of them, and whether that took a cut."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as e:
-            raise _Unusable(f"a lone surrogate at character {e.start + 1}") from e
-        ids = self.vocabulary.encode(text)
-        return [*ids[: max_length - 1], self.vocabulary.eos_id], len(ids) > max_length - 1
+    def _answers(self, rows: list[Row]) -> list[Answer]:
+        if self._mode == "rank":
+            return self._answerer.rank(rows, same=self._choices is not None)
+        return self._answerer.predict(rows) if self._mode == "predict" else self._answerer.score(rows)
 
-    def _start(self, batch: list[_Row], first_line: int):
-        """Queues a batch on the devices; (ids or None, scores), of arrays that may still be on their way."""
-        inputs = self._padded([row.inputs for row in batch], self.max_input_length)
-        if self.mode == "score":
-            targets = self._padded([row.targets[0] for row in batch], self.max_target_length)
-            return None, _score(self.params, inputs, targets, **self._static)
-        if self.mode == "rank":
-            return None, _rank(self.params, inputs, self._padded_choices(batch), **self._static)
-        # A row is known by its line, so that sampling draws the same for it in any batch.
-        places = [first_line + row.index for row in batch]
-        places = np.array(places + [0] * (self.batch_size - len(batch)), np.int32)
-        return _predict(self.params, inputs, place(places, self.partitioner.batch), self._prefix, **self._static)
+    def _given(self, record: text_io.Record) -> tuple[str, ...]:
+        return self._choices or record.choices
 
-    def _padded(self, rows: list[list[int]], max_length: int) -> jax.Array:
-        """int32 [batch_size, n]: filled with empty rows, and n one of few lengths, so that few programs compile."""
-        array = np.zeros((self.batch_size, bucket(max(map(len, rows)), max_length)), np.int32)
-        for i, row in enumerate(rows):
-            array[i, : len(row)] = row
-        return place(array, self.partitioner.batch)
-
-    def _padded_choices(self, batch: list[_Row]) -> jax.Array:
-        """int32 [batch_size, c, t]: c and t powers of two, or c what all lines have. Every position costs a step."""
-        c = len(self.choices) if self.choices else bucket(max(len(row.targets) for row in batch), None, 1)
-        t = bucket(max(len(ids) for row in batch for ids in row.targets), self.max_target_length, 1)
-        array = np.zeros((self.batch_size, c, t), np.int32)
-        for i, row in enumerate(batch):
-            for j, ids in enumerate(row.targets):
-                array[i, j, : len(ids)] = ids
-        return place(array, self.partitioner.batch)
-
-    def _finished(
-        self, record: text_io.Record, row: _Row, ids: list | None, score: float | list[float]
-    ) -> dict[str, Any]:
-        """The output; ids and score are lists of several where a row has several sequences or choices."""
-        scores = score if isinstance(score, list) else [score]
-        if self.mode == "rank":
-            scores = scores[: len(row.targets)]
-        if not all(map(math.isfinite, scores)):
-            return {"input": record.input, "error": f"the score is {scores[0]}: the weights or dtype are unsound"}
+    def _written(self, record: text_io.Record, row: Row, answer: Answer) -> dict[str, Any]:
+        if answer.error is not None:
+            return {"input": record.input, "error": answer.error}
         out: dict[str, Any] = {"input": record.input}
-        if self.mode == "score":
-            out |= {"target": record.target, "score": score}
-        elif self.mode == "rank":
+        scores = list(answer.scores)
+        if self._mode == "score":
+            out |= {"target": record.target, "score": scores[0]}
+        elif self._mode == "rank":
             out |= {"choices": list(record.choices)} if record.choices else {}
             best = max(range(len(scores)), key=scores.__getitem__)
-            out |= {"prediction": (self.choices or record.choices)[best], "score": scores[best], "scores": scores}
-        elif isinstance(score, list):
-            # Beam search can find fewer than were asked for.
-            out["predictions"] = [
-                {"text": self.vocabulary.decode(i), "score": s} for i, s in zip(ids, scores, strict=True) if s > EMPTY
-            ]
+            out |= {"prediction": self._given(record)[best], "score": scores[best], "scores": scores}
+        elif self._decoder.num_return_sequences > 1:
+            out["predictions"] = [{"text": t, "score": s} for t, s in zip(answer.texts, scores, strict=True)]
         else:
-            out |= {"prediction": self.vocabulary.decode(ids), "score": score}
+            out |= {"prediction": answer.texts[0], "score": scores[0]}
         if row.truncated:
             out["truncated"] = True
         return out
-
-
-class _Unusable(Exception):
-    """A record that cannot go through the model; says why."""
 
 
 class _Progress:
@@ -426,12 +294,6 @@ class _Progress:
             + ("" if fraction is None else f" ({fraction:.0%})")
             + f", {(lines - self._first) / (now - self._start):.1f} lines/s"
         )
-
-
-def bucket(length: int, longest: int | None, shortest: int = SHORTEST) -> int:
-    """The length to pad to: a power of two of at least `shortest`, or `longest` where that is less."""
-    power = max(shortest, 1 << (length - 1).bit_length())
-    return power if longest is None else min(longest, power)
 
 
 def _made_from(out: dict[str, Any], record: text_io.Record) -> bool:

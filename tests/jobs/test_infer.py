@@ -14,7 +14,7 @@ from infer_runs import INFER, MAX_LENGTH, WORDS, expected, log_likelihoods, read
 from tiny_models import random_params
 
 import gin
-from t5x_lite import decoding
+from t5x_lite import decoding, inference
 from t5x_lite.errors import UserError
 from t5x_lite.jobs import infer as job
 from t5x_lite.models import Model, T5Config
@@ -167,14 +167,14 @@ def test_sampling_depends_on_the_line_not_on_the_batch(checkpoint, tmp_path):
 
 def test_few_programs_compile(checkpoint, tmp_path, monkeypatch):
     shapes = set()
-    padded = job._Worker._padded
+    padded = inference.Answerer._padded
 
     def watch(self, rows, max_length):
         array = padded(self, rows, max_length)
         shapes.add(array.shape)
         return array
 
-    monkeypatch.setattr(job._Worker, "_padded", watch)
+    monkeypatch.setattr(inference.Answerer, "_padded", watch)
     source = write(tmp_path / "in.txt", sentences(200))
     job.infer(checkpoint, source, tmp_path / "out", **INFER | {"max_input_length": 20})
     assert shapes == {(8, 16), (8, 20)}

@@ -49,9 +49,9 @@ def test_a_killed_job_goes_on_where_it_stopped(checkpoint, tmp_path, monkeypatch
     asked = []
     row = job._Worker._row
 
-    def watch(self, place, record):
+    def watch(self, record, line):
         asked.append(record)
-        return row(self, place, record)
+        return row(self, record, line)
 
     monkeypatch.setattr(job._Worker, "_row", watch)
     assert job.infer(checkpoint, source, out, **INFER) == 1  # the error of the first run counts
