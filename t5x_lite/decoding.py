@@ -369,7 +369,7 @@ def _keep_top_k(logits: jax.Array, k: int) -> jax.Array:
     return jnp.where(logits < kth, NEVER, logits)
 
 
-def _keep_top_p(logits: jax.Array, p: float) -> jax.Array:
+def _keep_top_p(logits: jax.Array, p: float | jax.Array) -> jax.Array:
     """Keeps the shortest run of most probable tokens that holds p: always the first, and all that equal the last."""
     descending = -jnp.sort(-logits, axis=-1)
     before = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1) - jax.nn.softmax(descending, axis=-1)
