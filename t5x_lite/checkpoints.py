@@ -343,6 +343,17 @@ def initialise(
     return TrainState(state.step, params, opt_state), int(stored.folder.name)
 
 
+def check(path, params, may_lack: Collection[str] = ()) -> None:
+    """Raises UserError where `initialise` would, as far as that can be told without reading an array.
+
+    Args:
+      path: of a checkpoint of this project.
+      params: the model's, as shapes.
+      may_lack: as there.
+    """
+    Stored(find_step(path)).check_params(params, may_lack)
+
+
 def load_for_inference(
     path, step: int | None = None, partitioner: Partitioner | None = None
 ) -> tuple[Model, Any, dict[str, Any]]:

@@ -19,8 +19,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 
 import t5x_lite
-from t5x_lite import buckets, configuration, gin_files, processes, start_up
-from t5x_lite.errors import Preempted, UserError, first_line
+from t5x_lite import buckets, configuration, console, gin_files, processes, remedies, start_up
+from t5x_lite.errors import Preempted, UserError, did_you_mean, first_line, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Job:
 
     `flags` are short forms: the flag's name, what is bound to its text, a line of help; `file_flags` those that name a
     gin file: the flag's name, the file with {} for the text, a line of help. `unneeded` are macros that gin files refer
-    to, but not what this job reads of them. `processes`: whether several can share it. `words` is what is bound to the
-    words without a flag, and what they are called; other jobs take none.
+    to, but not what this job reads of them; `also` are configurables whose bindings it reads besides its own.
+    `processes`: whether several can share it. `words` is what is bound to the words without a flag, and what they are
+    called; other jobs take none.
     """
 
     module: str
@@ -39,6 +40,7 @@ class Job:
     example: str
     flags: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     unneeded: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     incomplete: bool = False
     processes: bool = False
     words: tuple[str, str] | None = None
@@ -106,6 +108,7 @@ JOBS = {
             "json": ("plan.json_file", "a file for the same as JSON"),
         },
         ("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "INITIAL_CHECKPOINT_PATH"),
+        ("t5x_lite.train",),
     ),
     "inspect": Job(
         "t5x_lite.jobs.inspect",
@@ -244,6 +247,7 @@ class Options:
     words: list[str] = dataclasses.field(default_factory=list)  # those without a flag
     numbers: dict[str, int] = dataclasses.field(default_factory=dict)  # of _NUMBERS, those that were given
     place: dict[str, str] = dataclasses.field(default_factory=dict)  # of processes.FLAGS, those that were given
+    quiet: bool = False
     verbose: bool = False
     help: bool = False
     version: bool = False
@@ -252,11 +256,24 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `t5x-lite` with `argv` (default: the process's) and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    verbose = "--verbose" in argv  # read apart: it must hold for mistakes in the flags too
+    verbose = "--verbose" in argv  # read apart, as how to talk: these must hold for mistakes in the flags too
+    with console.set_up(next((word for word in argv if word in JOBS), ""), "--quiet" in argv, _log_format(argv)):
+        return _main(argv, verbose)
+
+
+def _log_format(argv: Sequence[str]) -> str:
+    """Of the last flag that says it, however it is written; a wrong one is refused later."""
+    given = [argv[i + 1] for i in range(len(argv) - 1) if argv[i] == "--log_format"]
+    given += [word.partition("=")[2] for word in argv if word.startswith("--log_format=")]
+    return given[-1] if given else "text"
+
+
+def _main(argv: list[str], verbose: bool) -> int:
     if not verbose:
         # What TensorFlow and Orbax say at start-up is of no use to the reader of a training log.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         logging.getLogger("absl").setLevel(logging.ERROR)
+    options = Options()
     try:
         options = parse_flags(argv)
         if options.version:
@@ -272,21 +289,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         return 0
     except UserError as e:
-        if verbose:
-            traceback.print_exc()
-        # Only the first line: gin appends the configurables that an exception passed through.
-        print(f"t5x-lite: error: {(str(e).splitlines() or [''])[0]}", file=sys.stderr)
-        return _failed(2, e)
+        return _mistake(e, verbose, e)
     except Preempted as e:
-        print(f"t5x-lite: {e.message}; started again, it goes on", file=sys.stderr)
+        console.say(f"t5x-lite: {e.message}; started again, it goes on", console.WARNING, everyone=True)
         processes.leave()
         return Preempted.CODE
     except KeyboardInterrupt as e:
-        print("t5x-lite: interrupted", file=sys.stderr)
+        console.say("t5x-lite: interrupted", console.WARNING, everyone=True)
         return _failed(130, e)
     except Exception as e:
-        traceback.print_exc()
+        if line := remedies.remedy(e, options.job):
+            return _mistake(UserError(line), verbose, e)
+        _show_trace(e)
         return _failed(1, e)
+
+
+def _mistake(problem: UserError, verbose: bool, cause: BaseException) -> int:
+    if verbose:
+        _show_trace(cause)
+    # Only the first line: gin appends the configurables that an exception passed through.
+    line = (str(problem).splitlines() or [""])[0]
+    console.say(f"t5x-lite: error: {line}", console.ERROR, everyone=True)
+    return _failed(2, cause)
+
+
+def _show_trace(problem: BaseException) -> None:
+    console.say("".join(traceback.format_exception(problem)).rstrip(), console.ERROR, everyone=True)
 
 
 def _failed(code: int, problem: BaseException) -> int:
@@ -320,16 +348,19 @@ def run_job(options: Options) -> int:
         flags={target: f"--{flag}" for flag, (target, _) in job.flags.items()},
         unneeded=job.unneeded,
         incomplete=job.incomplete,
+        also=job.also,
+        elsewhere={
+            other.function: f"{other.function} is of the job {name}, and this is {options.job}"
+            for name, other in JOBS.items()
+            if name != options.job
+        },
     )
     buckets.check(configuration.values_in_force())
     if parsed.files:
-        # Not to stdout, which may be a job's output.
-        print("gin files:", file=sys.stderr)
-    for file in parsed.files:
-        print(f"  {file.name}" + (f"  ({file.path})" if file.name != file.path else ""), file=sys.stderr)
-    sys.stdout.flush()
+        names = (f"  {file.name}" + (f"  ({file.path})" if file.name != file.path else "") for file in parsed.files)
+        console.say("\n".join(["gin files:", *names]), everyone=True)
     for note in parsed.notes:
-        print(f"t5x-lite: note: {note}", file=sys.stderr)
+        console.say(f"t5x-lite: note: {note}", everyone=True)
     arguments: dict[str, bool | int] = {}
     for switch, what in _JOB_SWITCHES.items():
         if getattr(options, switch):
@@ -362,8 +393,9 @@ def run_job(options: Options) -> int:
 
 # Parameters of the jobs that know them, and what they are about.
 _JOB_SWITCHES = {"dry_run": "dry run", "allow_config_change": "run to go on with", "search": "search"}
-_SWITCHES = (*_JOB_SWITCHES, "verbose", "help", "version")
+_SWITCHES = (*_JOB_SWITCHES, "quiet", "verbose", "help", "version")
 _NUMBERS = ("show_batches", "at_step")
+_FILES = ("gin_file", "gin_search_paths")
 
 
 def parse_flags(argv: Sequence[str]) -> Options:
@@ -387,6 +419,8 @@ def parse_flags(argv: Sequence[str]) -> Options:
             if JOBS[options.job].words:
                 options.words.append(os.path.expanduser(argument))
                 continue
+            if "=" in argument:
+                raise UserError(f"'{argument}' is not a flag; did you mean --gin.{argument}?")
             raise UserError(
                 f"'{argument}' is not a flag; every choice is --flag=value, see t5x-lite {options.job} --help"
             )
@@ -396,7 +430,7 @@ def parse_flags(argv: Sequence[str]) -> Options:
                 raise UserError(f"--{name} takes no value")
             setattr(options, name, True)
             continue
-        known = name in ("gin_file", "gin_search_paths", *_NUMBERS, *processes.FLAGS) or name.startswith("gin.")
+        known = name in (*_FILES, "log_format", *_NUMBERS, *processes.FLAGS) or name.startswith("gin.")
         if not known and name not in _short_forms(options):
             raise UserError(_unknown_flag(name, options.job))
         if not equals:
@@ -407,6 +441,9 @@ def parse_flags(argv: Sequence[str]) -> Options:
             options.gin_files.append(os.path.expanduser(value))
         elif name == "gin_search_paths":
             options.search_paths += [os.path.expanduser(path) for path in value.split(",") if path]
+        elif name == "log_format":
+            if value not in console.FORMATS:
+                raise UserError(f"--log_format={value}: write {' or '.join(console.FORMATS)}")
         elif name in _NUMBERS:
             if not value.isdecimal() or not int(value):
                 raise UserError(f"--{name}={value}: give a whole number of at least 1")
@@ -418,7 +455,7 @@ def parse_flags(argv: Sequence[str]) -> Options:
         elif not value:
             raise UserError(f"--{name} has no value: write --{name}=VALUE")
         elif name in JOBS[options.job].file_flags:
-            options.gin_files.append(JOBS[options.job].file_flags[name][0].format(value))
+            options.gin_files.append(_shipped_file(JOBS[options.job].file_flags[name][0], name, value))
         else:
             target, _ = JOBS[options.job].flags[name]
             # Always text, so it is quoted: --model_dir=2024 is a folder and not a number.
@@ -433,6 +470,17 @@ def _short_forms(options: Options) -> Mapping[str, str]:
     return JOBS[options.job].short_forms if options.job else {}
 
 
+def _shipped_file(pattern: str, flag: str, value: str) -> str:
+    """The file that a file flag names."""
+    start, end = pattern.split("{}")
+    known = [n.removeprefix(start).removesuffix(end) for n in gin_files.shipped_names() if n.startswith(start)]
+    if value not in known:
+        raise UserError(
+            f"--{flag}={value}: no such {flag}{did_you_mean(nearest(value, known))}; there is {', '.join(known)}"
+        )
+    return pattern.format(value)
+
+
 def _job_name(name: str) -> str:
     if name not in JOBS:
         near = difflib.get_close_matches(name, JOBS, n=1, cutoff=0.5)
@@ -442,17 +490,12 @@ def _job_name(name: str) -> str:
 
 
 def _unknown_flag(name: str, job: str) -> str:
-    flags = [
-        "gin_file",
-        "gin_search_paths",
-        *_SWITCHES,
-        *_NUMBERS,
-        *processes.FLAGS,
-        *(JOBS[job].short_forms if job else ()),
-    ]
+    flags = [*_FILES, "log_format", *_SWITCHES, *_NUMBERS, *processes.FLAGS, *(JOBS[job].short_forms if job else ())]
     near = difflib.get_close_matches(name.replace("-", "_"), flags, n=1, cutoff=0.6)
     if near:
         hint = f"did you mean --{near[0]}?"
+    elif not job and name in JOBS:
+        hint = f"a job has no dashes: t5x-lite {name}"
     elif not job and any(name in j.short_forms for j in JOBS.values()):
         hint = "name the job first: t5x-lite JOB --flag=value"
     elif job and any(name in j.short_forms for j in JOBS.values()):
@@ -474,7 +517,7 @@ def general_help() -> str:
     jobs = "\n".join(f"  {name:<12}{job.help}" for name, job in JOBS.items())
     return (
         textwrap.dedent("""\
-        usage: t5x-lite JOB [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--dry_run] [--verbose]
+        usage: t5x-lite JOB [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--dry_run] [--quiet]
 
         jobs (t5x-lite JOB --help says more):
         {jobs}
@@ -520,6 +563,8 @@ def flags_of(name: str) -> list[tuple[str, str]]:
             if name == "plan"
             else []
         ),
+        ("--quiet", "say no more than warnings, errors and results"),
+        ("--log_format=json", "each line an object: time, level, job, message, and step where there is one; no bars"),
         ("--verbose", "show the trace of an error in the configuration too"),
         *(
             (

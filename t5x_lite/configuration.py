@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import inspect
 import shlex
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ import gin
 from gin import config as gin_config
 from t5x_lite import value_types
 from t5x_lite.errors import UserError, did_you_mean, first_line, nearest
-from t5x_lite.gin_files import FLAG, RECORDED, RECORDED_HEADER, GinFile, as_path, find_file
+from t5x_lite.gin_files import FLAG, RECORDED, RECORDED_HEADER, USER, GinFile, as_path, find_file
 from t5x_lite.gin_statements import Binding, Later, Reader, Statement
 
 # The macros of the shipped files: what each means, and a value to show in help and in errors.
@@ -59,6 +60,9 @@ MACROS: dict[str, tuple[str, str]] = {
     "MESH": ("devices along each axis; -1 takes the rest", '{"data": -1, "fsdp": 1, "tensor": 1}'),
 }
 
+# What the command line itself reads, whichever job runs.
+ALWAYS = ("t5x_lite.compilation_cache", "t5x_lite.device_flags", "t5x_lite.Processes")
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Records
@@ -75,6 +79,7 @@ class Configuration:
 
 _read = Reader()  # everything that was read, its statements in the order applied
 _skipped: list[Statement] = []  # recorded bindings whose names this job does not know
+_elsewhere: dict[str, str] = {}  # configurables of other jobs -> what to say of their bindings
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -88,6 +93,7 @@ def clear() -> None:
     gin.clear_config()
     _read = Reader()
     _skipped.clear()
+    _elsewhere.clear()
 
 
 def parse(
@@ -98,6 +104,8 @@ def parse(
     flags: Mapping[str, str] | None = None,
     unneeded: Sequence[str] = (),
     incomplete: bool = False,
+    also: Sequence[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
 ) -> Configuration:
     """Read gin files, then bindings, into gin; earlier configuration is dropped.
 
@@ -110,17 +118,20 @@ def parse(
       flags: short forms of the command line to name in that report, e.g. `{"MODEL_DIR": "--model_dir"}`.
       unneeded: macros that may be missing: nothing comes of their values.
       incomplete: any may be missing, since the configuration is only looked at.
+      also: further configurables whose bindings the job reads.
+      elsewhere: configurables of other jobs, and what to say of a binding of theirs.
 
     Returns:
       the files read and notes for the user.
 
     Raises:
-      UserError: a file not found or found twice, bad syntax, an unknown name, a missing value, or a macro that
-        nothing refers to.
+      UserError: a file not found or found twice, bad syntax, an unknown name, a missing value, a macro that
+        nothing refers to, or a binding of something that the job has no use for.
     """
     clear()
+    _elsewhere.update(elsewhere or {})
     try:
-        return _parse(files, bindings, search_paths, root, flags or {}, unneeded, incomplete)
+        return _parse(files, bindings, search_paths, root, flags or {}, unneeded, incomplete, also)
     except BaseException:
         clear()  # half a configuration must not leak into the next call
         raise
@@ -218,7 +229,7 @@ def operative_values() -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def _parse(files, bindings, search_paths, root, flags, unneeded, incomplete) -> Configuration:
+def _parse(files, bindings, search_paths, root, flags, unneeded, incomplete, also) -> Configuration:
     for folder in search_paths:
         if not as_path(folder).is_dir():
             raise UserError(f"--gin_search_paths: no folder '{folder}'")
@@ -237,6 +248,8 @@ def _parse(files, bindings, search_paths, root, flags, unneeded, incomplete) -> 
     # A misspelt macro is both: the wrong name that nothing reads and the right one that is missing. Say the cause.
     if unreferenced:
         raise UserError(unreferenced)
+    if root is not None and not incomplete and (useless := _useless([root, *also])):
+        raise UserError(useless)
     if missing:
         raise UserError(missing)
     for name in referenced_macros() if incomplete else unneeded:
@@ -245,6 +258,7 @@ def _parse(files, bindings, search_paths, root, flags, unneeded, incomplete) -> 
     gin.finalize()  # runs hooks that users' modules may have registered
     # Left unlocked: a task module imported later may still register configurables of its own.
     gin_config._set_config_is_locked(False)
+    notes = _overruled()
     skipped = {file.name: [s.written for s in _skipped if s.file == file.path] for file in _read.files}
     return Configuration(
         tuple(_read.files),
@@ -252,7 +266,8 @@ def _parse(files, bindings, search_paths, root, flags, unneeded, incomplete) -> 
             f"{name}: skipped what this job does not know: {_list(bindings)}"
             for name, bindings in skipped.items()
             if bindings
-        ),
+        )
+        + notes,
     )
 
 
@@ -328,6 +343,8 @@ def _ask(lookup, selector: str, statement: Statement):
 
 
 def _unknown_configurable(selector: str, statement: Statement) -> str:
+    if selector.removeprefix(_OURS) in _elsewhere:
+        return f"{statement.at}: {_elsewhere[selector.removeprefix(_OURS)]}"
     names = [_short(s) for s, _ in gin_config._REGISTRY.items() if not s.startswith("gin.")]
     return (
         f"{statement.at}: no configurable '{selector}'{did_you_mean(nearest(selector, names))}; one of a "
@@ -354,13 +371,35 @@ def _no_rivals() -> None:
     for statement in _read.statements:
         other = by_key.get(statement.key)
         by_key[statement.key] = statement
-        if other is None or statement.rank >= RECORDED or other.rank != statement.rank or other.file == statement.file:
+        if other is None or statement.rank >= RECORDED or other.rank != statement.rank:
             continue
-        related = other.file in _read.includes[statement.file] or statement.file in _read.includes[other.file]
-        if not related and other.value != statement.value:
+        if not _related(statement.file, other.file) and other.value != statement.value:
             raise UserError(
                 f"{other.where} and {statement.where} both set {_display(statement.key)}: name only one of these files"
             )
+
+
+def _overruled() -> tuple[str, ...]:
+    """Notes on values that two files of the user's set differently, neither including the other: the later file wins."""
+    notes = []
+    by_key: dict[tuple[str, str, str], Statement] = {}
+    for statement in _read.statements:
+        other = by_key.get(statement.key)
+        if statement.rank != USER:
+            continue
+        by_key[statement.key] = statement
+        if other is None or other.value == statement.value or _related(statement.file, other.file):
+            continue
+        notes.append(
+            f"{statement.where} sets {_display(statement.key)} = {_shown(statement.value)}, instead of "
+            f"{_shown(other.value)} of {other.where}: the later file wins"
+        )
+    return tuple(notes)
+
+
+def _related(file: str, other: str) -> bool:
+    """Whether two files are one, or one includes the other."""
+    return file == other or other in _read.includes[file] or file in _read.includes[other]
 
 
 def _check_kinds() -> None:
@@ -440,6 +479,67 @@ def _unset_parameters(root: str) -> Iterator[tuple[str, list[str]]]:
         for reference in gin_config.iterate_references(bound):
             # What is handed over uncalled (`@f`) gets its arguments from the code that calls it.
             todo.append((tuple(reference.scopes), reference.configurable, reference.evaluate))
+
+
+def _useless(roots: Sequence[str]) -> str:
+    """The line about bindings of the user to things of this package that a job comes to in no way, or ''.
+
+    It comes to what bindings refer to, and to what stands in annotations, which code makes itself where nothing is
+    bound. What else is read by nothing (a preprocessor of another task, say) only `check_all_read` can tell.
+    """
+    registry = dict(gin_config._REGISTRY.items())
+    by_object = {id(made): name for name, c in registry.items() for made in (c.wrapped, c.wrapper)}
+    found: set[str] = set()
+    todo = [gin_config._REGISTRY.get_match(root).selector for root in (*roots, *ALWAYS) if _is_registered(root)]
+    by_selector: dict[str, list[Any]] = {}
+    for statement in _live_statements().values():
+        by_selector.setdefault(statement.key[1], []).append(statement.value)
+    while todo:
+        selector = todo.pop()
+        if selector in found:
+            continue
+        found.add(selector)
+        configurable = registry[selector]
+        if selector in (_MACRO, _CONSTANT):
+            annotations = []
+        elif not _is_core(configurable):
+            return ""  # code of the user's, which may call anything
+        else:
+            annotations = [p.annotation for p in inspect.signature(configurable.wrapped).parameters.values()]
+        todo += [by_object[id(part)] for a in annotations for part in _parts(a) if id(part) in by_object]
+        references = gin_config.iterate_references({"": by_selector.get(selector, [])})
+        todo += [reference.configurable.selector for reference in references]
+    lost = [
+        s
+        for key, s in _live_statements().items()
+        if s.rank > RECORDED and key[1] != _MACRO and key[1] not in found and _is_core(registry[key[1]])
+    ]
+    if not lost:
+        return ""
+    known = [f"{_short(name)}.{p}" for name in found if name != _MACRO for p in _parameters(registry[name])]
+    parts = [
+        f"{s.at} would be read by nothing, since this job uses no {_short(s.key[1])}"
+        + did_you_mean(nearest(s.written, known))
+        for s in lost
+    ]
+    return "; ".join(parts) + "; correct the name, or remove the binding"
+
+
+def _is_registered(selector: str) -> bool:
+    return gin_config._REGISTRY.get_match(selector) is not None
+
+
+def _is_core(configurable) -> bool:
+    """Whether it is of this package, tasks aside: these are called by preprocessors and rates."""
+    module = f"{configurable.wrapped.__module__}."
+    return module.startswith(_OURS) and not module.startswith(f"{_OURS}tasks.")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """The classes that an annotation is made of."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _parts(part)
 
 
 def _unreferenced_macros() -> str:

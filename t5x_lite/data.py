@@ -179,7 +179,11 @@ class ColumnBlocks:
 
 
 class NpzBlocks(ColumnBlocks):
-    """The rows of a source's files."""
+    """The rows of a source's files.
+
+    Attributes:
+      largest_id: of all tokens.
+    """
 
     def __init__(self, source: NpzSource, architecture: str, fallback_vocabulary: FallbackVocabulary = None):
         required = FEATURES if architecture == "encoder_decoder" else LANGUAGE_MODEL_FEATURES
@@ -192,6 +196,7 @@ class NpzBlocks(ColumnBlocks):
             raise UserError(f"the files of {source.pattern!r} differ in their arrays or lengths; give one kind")
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         super().__init__(columns, source.seed, source.num_streams, vocabulary)
+        self.largest_id = max(int(column.max(initial=0)) for n, column in columns.items() if n.endswith("tokens"))
         if any(len(column) != self._size for column in columns.values()):
             raise UserError(f"the arrays of {source.pattern!r} differ in their number of rows")
         if self._size < source.num_streams:
@@ -203,7 +208,11 @@ class NpzBlocks(ColumnBlocks):
 def _read_rows(file: str, required: Sequence[str]) -> dict[str, np.ndarray]:
     """The arrays of one .npz file, int32 [n, length] each. Raises UserError that names the file."""
     try:
-        with epath.Path(file).open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        with epath.Path(file).open("rb") as opened:
+            if opened.read(2) != b"PK":  # a zip file's, however much of it is left
+                raise UserError(f"{file} is no .npz file: give what numpy.savez wrote, or text as tsv:, jsonl: or text:")
+            opened.seek(0)
+            arrays = np.load(opened, allow_pickle=False)
             missing = [name for name in required if name not in arrays]
             if missing:
                 raise UserError(f"{file} lacks the array(s) {', '.join(missing)}; it has {', '.join(arrays)}")

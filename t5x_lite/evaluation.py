@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import gin
-from t5x_lite import decoding, incremental
+from t5x_lite import decoding, incremental, monitor
 from t5x_lite.data import FallbackVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.models import Model
@@ -99,9 +99,8 @@ class Evaluator:
         metrics, samples = {}, []
         with partitioner.activate():
             for task, rows in self._data.examples.items():
-                metrics |= {
-                    f"eval/{task}/{k}": v for k, v in self._teacher_forced(model, params, partitioner, rows).items()
-                }
+                scores = self._teacher_forced(model, params, partitioner, rows, task)
+                metrics |= {f"eval/{task}/{k}": v for k, v in scores.items()}
             if decode:
                 for task, (values, examples) in self._data.decoded_metrics(
                     lambda tokens: self._decode(model, params, partitioner, tokens)
@@ -110,12 +109,12 @@ class Evaluator:
                     samples += examples
         return Results(metrics, samples)
 
-    def _teacher_forced(self, model, params, partitioner, rows) -> dict[str, float]:
+    def _teacher_forced(self, model, params, partitioner, rows, task: str) -> dict[str, float]:
         step = self._compile(
             "score", model, partitioner, lambda params, batch: eval_step(incremental.of(model, params), params, batch)
         )
         totals: dict[str, float] = {}
-        for batch, _ in self._batches(rows, partitioner):
+        for batch in self._batches(rows, partitioner, f"evaluation: {task}, loss"):
             sums = jax.device_get(step(params, batch))
             totals = {k: totals.get(k, 0.0) + float(v) for k, v in sums.items()}
         if not totals.get("weights"):
@@ -128,20 +127,22 @@ class Evaluator:
         step = self._compile(
             "decode", model, partitioner, lambda params, batch: self._decoder(model, params, batch["tokens"])[0]
         )
-        out = [np.asarray(step(params, batch))[:real] for batch, real in self._batches({"tokens": tokens}, partitioner)]
-        return np.concatenate(out)
+        out = [np.asarray(step(params, batch)) for batch in self._batches({"tokens": tokens}, partitioner, "decoding")]
+        return np.concatenate(out)[: len(tokens)]
 
-    def _batches(self, rows: Mapping[str, np.ndarray], partitioner: Partitioner):
-        """Batches of one shape on the devices, the last one padded with empty rows, and the number of real rows."""
+    def _batches(self, rows: Mapping[str, np.ndarray], partitioner: Partitioner, what: str):
+        """Batches of one shape on the devices, the last one padded with empty rows; shows how far their user is."""
         shards = partitioner.batch_shards
         size = -(-self.config.batch_size // shards) * shards
         total = len(next(iter(rows.values())))
-        for start in range(0, total, size):
-            part = {name: column[start : start + size] for name, column in rows.items()}
-            real = len(next(iter(part.values())))
-            part = {n: np.pad(c, ((0, size - real), *((0, 0),) * (c.ndim - 1))) for n, c in part.items()}
-            # Every process has all examples.
-            yield {n: place(c, partitioner.batch) for n, c in part.items()}, real
+        with monitor.Progress(what, total, "examples") as progress:
+            for start in range(0, total, size):
+                part = {name: column[start : start + size] for name, column in rows.items()}
+                real = len(next(iter(part.values())))
+                part = {n: np.pad(c, ((0, size - real), *((0, 0),) * (c.ndim - 1))) for n, c in part.items()}
+                # Every process has all examples.
+                yield {n: place(c, partitioner.batch) for n, c in part.items()}
+                progress.add(real)
 
     def _compile(self, name, model, partitioner, function):
         key = (name, model, id(partitioner))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from t5x_lite import buckets, checkpoints, flops, monitor, run_folder, together
+from t5x_lite import buckets, checkpoints, console, flops, monitor, run_folder, together
 from t5x_lite.data import Batches, gather_positions
 from t5x_lite.errors import Preempted, UserError
 from t5x_lite.evaluation import Evaluator
@@ -90,7 +90,7 @@ class Loop:
     checkpointer: checkpoints.Checkpointer
     saver: Saver
     writer: monitor.MetricsWriter
-    progress: monitor.Progress
+    progress: monitor.TrainingProgress
     watchdog: monitor.Watchdog
     profiler: monitor.Profiler
     notice: Notice
@@ -192,7 +192,7 @@ class Loop:
         self.watchdog.alive()
         standing.metrics = results.metrics
         self.writer.write(self.step, results.metrics)
-        self.progress.note(f"step {self.step}: " + _short(results.metrics))
+        self.progress.note(f"step {self.step}: " + _short(results.metrics), console.RESULT)
         if results.samples and together.first():
             lines = [json.dumps({"step": self.step, **sample}, ensure_ascii=False) for sample in results.samples]
             with buckets.survived():  # a look at the run, nothing to stop it for

@@ -22,6 +22,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from t5x_lite import console
+
 GONE = 75  # EX_TEMPFAIL: start it again
 _LIFE, _VERDICT = "t5x_lite/life", "t5x_lite/verdict"
 
@@ -239,6 +241,6 @@ def _end(verdict: Mapping[str, Any]) -> None:
     """Ends this process from whatever thread."""
     if verdict.get("stacks"):
         faulthandler.dump_traceback(file=sys.__stderr__)
-    print(f"t5x-lite: error: {verdict['text']}", file=sys.stderr, flush=True)
+    console.say(f"t5x-lite: error: {verdict['text']}", console.ERROR, everyone=True)
     sys.stdout.flush()
     os._exit(verdict["code"])

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
-from t5x_lite import peers, together
+from t5x_lite import console, peers, together
 from t5x_lite.errors import UserError, first_line
 
 # The flags, what each means, and the variables that stand for them.
@@ -190,7 +190,10 @@ def start(place: Place | None, waits: Processes, facts: Mapping[str, str], preem
     import jax
 
     me = f"process {place.process_id} of {place.num_processes} on {socket.gethostname()}"
-    _say(f"{me}: looking for the coordinator, process 0 at {place.coordinator}, for {waits.start_seconds} s at most")
+    console.say(
+        f"{me}: looking for the coordinator, process 0 at {place.coordinator}, for {waits.start_seconds} s at most",
+        everyone=True,
+    )
     jax.config.update("jax_enable_preemption_service", preemptible)
     # Later than our own watch, which names who is lost; JAX then ends a process without a word to Python.
     last_resort = int(2 * waits.lost_seconds) + 60
@@ -285,7 +288,10 @@ def _check_devices(me: str, coordinator: str) -> None:
 
     here, everywhere = jax.local_devices(), jax.devices()
     kind = here[0].device_kind
-    _say(f"{me}: {len(here)} of {len(everywhere)} devices ({here[0].platform}, {kind}); coordinator {coordinator}")
+    console.say(
+        f"{me}: {len(here)} of {len(everywhere)} devices ({here[0].platform}, {kind}); coordinator {coordinator}",
+        everyone=True,
+    )
     said = {"devices": f"{len(here)} × {here[0].platform} {kind}"}
     everyone = [json.loads(text) for text in together.gathered("devices", json.dumps(said))]
     if any(other != everyone[0] for other in everyone):
@@ -320,9 +326,10 @@ def fail(code: int, why: str, problem: BaseException) -> None:
         return
     if member.watch:
         if _may_be_anothers(problem):
-            _say(
+            console.say(
                 f"t5x-lite: an exchange with the other processes failed ({first_line(problem)}); who is gone will be "
-                "known in a moment"
+                "known in a moment",
+                everyone=True,
             )
             member.watch.wait_for_verdict()
         member.watch.tell(code, why)
@@ -339,7 +346,3 @@ def _may_be_anothers(problem: BaseException | None) -> bool:
             return not str(problem).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"))
         problem = problem.__cause__ or problem.__context__
     return False
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from t5x_lite import buckets
+from t5x_lite import buckets, console
 from t5x_lite.errors import UserError, first_line
 
 LOCK_FILE = "lock"
@@ -48,7 +48,7 @@ def lock(folder: epath.Path) -> Iterator[None]:
                 f"MODEL_DIR = {folder} is in use by {owner}: stop that run first, or give this one another MODEL_DIR"
             ) from e
         except OSError as e:
-            print(f"note: {folder} cannot be locked ({e.strerror}): see to it that no other run uses it")
+            console.show(f"note: {folder} cannot be locked ({e.strerror}): see to it that no other run uses it", None)
         file.truncate(0)
         file.write(_owner())
         file.flush()
@@ -67,7 +67,9 @@ def _sign(folder: epath.Path) -> None:
         raise UserError(
             f"MODEL_DIR = {folder} cannot be written to ({first_line(e)}): mend that, or name another"
         ) from e
-    print(f"note: {folder} cannot be locked, it was last used by {before}: see to it that no other run uses it now")
+    console.show(
+        f"note: {folder} cannot be locked, it was last used by {before}: see to it that no other run uses it now", None
+    )
 
 
 def _owner() -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from t5x_lite import seqio_cache, seqio_sources
+from t5x_lite import console, seqio_cache, seqio_sources
 from t5x_lite.data import Row, derive_seed, permute
 from t5x_lite.errors import UserError
 from t5x_lite.seqio_names import check_lengths, check_named, find, vocabulary_of
@@ -133,9 +133,10 @@ class SeqioBlocks:
         ]
         self.seekable = all(records is not None for records in self._records)
         if not self.seekable:
-            print(
+            console.show(
                 f"note: {plain_name(self._provider.name)} cannot be read at any place: a resumed run replays "
-                + ("its stream" if mixture else "the current epoch")
+                + ("its stream" if mixture else "the current epoch"),
+                None,
             )
         self.vocabulary = vocabulary_of(self._provider)
         self._architecture = architecture

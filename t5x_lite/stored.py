@@ -127,12 +127,8 @@ class Stored:
         Raises:
           UserError: parameters differ (each difference is named), or a base is gone or no longer the same.
         """
+        have = self.check_params(target, may_lack)
         layers = list(self.with_bases())
-        have: dict[str, Stored] = {}
-        for layer in layers:
-            for name in layer.shapes("params"):
-                have.setdefault(name, layer)
-        self._check_params({n: layer.shapes("params")[n] for n, layer in have.items()}, target, may_lack)
         params: Any = {}
         for layer in layers:
             part = select(target, {path for path, owner in have.items() if owner is layer}.__contains__)
@@ -147,9 +143,14 @@ class Stored:
             )
         return params
 
-    def _check_params(self, have: dict[str, tuple[int, ...]], expected, may_lack: Collection[str]) -> None:
-        """Raises UserError that names what differs between the checkpoint's parameters and the model's."""
-        want = {name: leaf.shape for name, leaf in leaves_by_path(expected).items()}
+    def check_params(self, target, may_lack: Collection[str] = ()) -> dict[str, "Stored"]:
+        """Path -> the checkpoint that holds it, this one or a base; no array is read. As `params`, it raises UserError."""
+        holders: dict[str, Stored] = {}
+        for layer in self.with_bases():
+            for name in layer.shapes("params"):
+                holders.setdefault(name, layer)
+        have = {name: layer.shapes("params")[name] for name, layer in holders.items()}
+        want = {name: leaf.shape for name, leaf in leaves_by_path(target).items()}
         wrong = [f"{n} missing" for n in sorted(want.keys() - have.keys() - set(may_lack))]
         wrong += [f"{n} not in the model" for n in sorted(have.keys() - want.keys())]
         wrong += [f"{n} is {have[n]}, not {want[n]}" for n in sorted(want.keys() & have.keys()) if have[n] != want[n]]
@@ -158,6 +159,7 @@ class Stored:
             raise UserError(
                 f"{self.folder} does not fit the configured model: {'; '.join(wrong[:3])}{more}; use its model file"
             )
+        return holders
 
     def opt_state(self, target: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's state by path.

@@ -12,11 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
 import gin
-from t5x_lite import buckets
+from t5x_lite import buckets, console
 from t5x_lite.errors import UserError
 from t5x_lite.line_format import DEFAULT_COLUMNS, KINDS, LineFormat
 from t5x_lite.line_index import Records, open_index
@@ -116,9 +115,9 @@ class TextFiles:
                 f"{self.train}: none of {index.report['lines']} line(s) falls to {split}, with "
                 f"TextFiles.held_out = {self.held_out}; set TextFiles.validation, or another share"
             )
-        if index.report["skipped"] and part == "kept" and jax.process_index() == 0:
+        if index.report["skipped"] and part == "kept":
             first = next(iter(index.report["first"].values()))
-            print(f"note: {self._place(split)[1]}: {index.describe_skipped()}; the first is {first}")
+            console.show(f"note: {self._place(split)[1]}: {index.describe_skipped()}; the first is {first}", None)
         return Records(index)
 
     def _place(self, split: str) -> tuple[str, str]:

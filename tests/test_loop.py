@@ -75,7 +75,7 @@ def run(folder, bad, train_steps, save_every):
             checkpointer=checkpointer,
             saver=Saver(checkpointer, Retry(), said.append),
             writer=monitor.MetricsWriter(folder, enabled=False),
-            progress=monitor.Progress(train_steps, enabled=False),
+            progress=monitor.TrainingProgress(train_steps, enabled=False),
             watchdog=monitor.Watchdog(None),
             profiler=monitor.Profiler(None, folder),
             notice=Notice(),

@@ -143,7 +143,7 @@ METRICS = {
 
 def test_plain_lines_are_sparse():
     clock, file = Clock(), io.StringIO()
-    with monitor.Progress(1000, file=file, every_seconds=10, clock=clock, started=clock.now - 5) as progress:
+    with monitor.TrainingProgress(1000, file=file, every_seconds=10, clock=clock, started=clock.now - 5) as progress:
         for step in range(1, 31):
             clock.now += 1
             progress.update(step, METRICS if step % 10 == 0 else {"loss": 6.0})
@@ -161,7 +161,7 @@ def test_plain_lines_are_sparse():
 
 def test_plain_lines_by_steps_and_the_last_one_once():
     file = io.StringIO()
-    with monitor.Progress(25, 4, file=file, every_steps=10) as progress:
+    with monitor.TrainingProgress(25, 4, file=file, every_steps=10) as progress:
         for step in range(5, 26):
             progress.update(step, {"loss": math.nan})
         assert file.getvalue().splitlines()[-1].startswith("step 25/25")  # at once, not when the run is closed
@@ -177,7 +177,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     monkeypatch.setenv("TERM", "xterm")
     clock, file = Clock(), Terminal()
-    progress = monitor.Progress(10_000, file=file, clock=clock)
+    progress = monitor.TrainingProgress(10_000, file=file, clock=clock)
     assert "compiling" in file.getvalue()
     clock.now += 8
     progress.update(1, {"loss": 10.4})
@@ -206,11 +206,11 @@ def test_a_dumb_terminal_and_other_processes_get_no_bar(monkeypatch):
 
     monkeypatch.setenv("TERM", "dumb")
     file = Terminal()
-    with monitor.Progress(2, file=file) as progress:
+    with monitor.TrainingProgress(2, file=file) as progress:
         progress.update(1, {"loss": 1.0})
     assert file.getvalue().splitlines()[1:] == ["step 1/2  loss 1.0000  ETA --"]
     silent = Terminal()
-    with monitor.Progress(2, file=silent, terminal=True, enabled=False) as progress:
+    with monitor.TrainingProgress(2, file=silent, terminal=True, enabled=False) as progress:
         progress.update(1, {"loss": 1.0})
         progress.note("hidden")
     assert silent.getvalue() == ""

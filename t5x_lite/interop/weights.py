@@ -89,6 +89,22 @@ class Weights:
         config = dataclasses.replace(self.config, param_dtype=dtype)
         return dataclasses.replace(self, config=config, params={p: t.cast(dtype) for p, t in self.params.items()})
 
+    def watched(self, tell: Callable[[], None]) -> "Weights":
+        """The same, each tensor calling `tell` when it has been read."""
+
+        def one(tensor: Tensor) -> Tensor:
+            def read() -> np.ndarray:
+                array = tensor.read()
+                tell()
+                return array
+
+            return dataclasses.replace(tensor, read=read)
+
+        def all_of(tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+            return tensors and {name: one(tensor) for name, tensor in tensors.items()}
+
+        return dataclasses.replace(self, params=all_of(self.params), opt_state=all_of(self.opt_state))
+
     def check(self, what: str) -> None:
         """Raises UserError that names every parameter that is missing, unknown or of another shape."""
         expected = {path: leaf.shape for path, leaf in expected_params(self.config).items()}

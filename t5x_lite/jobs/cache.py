@@ -6,16 +6,13 @@ import multiprocessing
 import os
 import queue
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-from t5x_lite import configuration, run_folder
+from t5x_lite import configuration, console, monitor, run_folder
 from t5x_lite.errors import UserError
 from t5x_lite.text_files import TextFiles
-
-_SECONDS = 5.0  # between two lines of progress
 
 
 @gin.configurable(module="t5x_lite")
@@ -66,7 +63,7 @@ def cache(
     for each in tasks:
         folder = seqio_cache.task_folder(os.path.expanduser(output_dir), each)
         if (folder / "COMPLETED").exists():
-            _say(f"cache: {folder} is there already")
+            console.say(f"cache: {folder} is there already")
             continue
         wanted = [splits] if isinstance(splits, str) else list(splits or each.splits)
         for split in wanted:
@@ -83,17 +80,21 @@ def cache(
                 total = each.source.num_input_examples(split)
                 parts = _run(work, min(processes or os.cpu_count(), count), f"{split} of {each.name}", total)
                 stats = seqio_cache.finish_split(os.fspath(unfinished), split, count, parts)
-                _say(f"cache: {split}: " + ", ".join(f"{name} {value:,}" for name, value in stats.items()))
+                console.say(f"cache: {split}: " + ", ".join(f"{name} {value:,}" for name, value in stats.items()))
             (unfinished / "COMPLETED").touch()
-        _say(f"cache: {folder}")
+        console.say(f"cache: {folder}")
     return 0
 
 
 def _run(work: Sequence[tuple], processes: int, what: str, total: int | None) -> list:
-    """The results of `_write` of each piece of work, in their order, with lines of progress."""
-    progress = _Progress(what, total)
-    if processes == 1:
-        return [_write(piece, progress.add) for piece in work]
+    """The results of `_write` of each piece of work, in their order."""
+    with monitor.Progress(f"cache: {what}", total, "examples") as progress:
+        if processes == 1:
+            return [_write(piece, progress.add) for piece in work]
+        return _in_processes(work, processes, progress)
+
+
+def _in_processes(work: Sequence[tuple], processes: int, progress: monitor.Progress) -> list:
     # New processes: TensorFlow's threads do not live on in forked ones.
     context = multiprocessing.get_context("spawn")
     counts = context.Queue()
@@ -129,29 +130,3 @@ def _set_up(counts, config: str, modules: Sequence[str]) -> None:
 
 def _write_apart(piece: tuple) -> tuple:
     return _write(piece, _counts.put)
-
-
-class _Progress:
-    """Prints how many examples there are, now and then."""
-
-    def __init__(self, what: str, total: int | None):
-        self._what, self._total = what, total
-        self._done, self._started = 0, time.monotonic()
-        self._said = self._started
-
-    def add(self, examples: int) -> None:
-        self._done += examples
-        now = time.monotonic()
-        if now - self._said < _SECONDS:
-            return
-        self._said = now
-        rate = self._done / (now - self._started)
-        share = left = ""
-        if self._total:
-            share = f" of {self._total:,} ({100 * self._done / self._total:.1f} %)"
-            left = f", {max(0, self._total - self._done) / max(rate, 1e-9):,.0f} s left"
-        _say(f"cache: {self._what}: {self._done:,} examples{share}, {rate:,.0f}/s{left}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -5,11 +5,10 @@ source ── detected by content ── tensors by our names, read one at a tim
 
 import dataclasses
 import math
-import sys
 import time
 
 import gin
-from t5x_lite import configuration, decoding, run_folder, vocabularies
+from t5x_lite import configuration, console, decoding, monitor, run_folder, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats, hugging_face_folder, native, t5x
 from t5x_lite.interop import weights as w
@@ -102,15 +101,19 @@ def convert(
         weights = weights.cast(dtype)
     count = sum(math.prod(tensor.shape) for tensor in weights.params.values())
     state = "" if weights.opt_state is None else " and the optimizer's state"
-    _say(f"convert: {source} ({kind}), step {weights.step}: {count:,} parameters{state}")
+    console.say(f"convert: {source} ({kind}), step {weights.step}: {count:,} parameters{state}")
     if weights.vocabulary is None:
-        _say("convert: note: the source has no vocabulary, so the target has none; convert.vocabulary gives it one")
+        console.say(
+            "convert: note: the source has no vocabulary, so the target has none; convert.vocabulary gives it one"
+        )
     if dry_run:
-        _say(f"convert: would write {target} ({format}, {weights.config.param_dtype})")
+        console.say(f"convert: would write {target} ({format}, {weights.config.param_dtype})")
         return 0
 
     # 3. Beside the target, then into its place.
-    with run_folder.made_beside(folder) as unfinished:
+    tensors = len(weights.params) + len(weights.opt_state or {})
+    with run_folder.made_beside(folder) as unfinished, monitor.Progress("convert", tensors, "tensors") as progress:
+        weights = weights.watched(progress.add)
         if format == "t5x_lite":
             native.write(unfinished, weights)
         elif format == "hugging_face":
@@ -123,9 +126,7 @@ def convert(
             stablehlo.write(
                 unfinished, weights, input_length=input_length, target_length=target_length, decoder=decoder
             )
-    _say(f"convert: wrote {target} ({format}, {weights.config.param_dtype}) in {time.monotonic() - started:.1f} s")
+    console.say(
+        f"convert: wrote {target} ({format}, {weights.config.param_dtype}) in {time.monotonic() - started:.1f} s"
+    )
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

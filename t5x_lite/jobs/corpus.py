@@ -5,14 +5,13 @@ WET or WARC files ── rules, on Beam ── shards ── metadata and report
 
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Sequence
 
 from etils import epath
 
 import gin
-from t5x_lite import configuration, run_folder
+from t5x_lite import configuration, console, run_folder
 from t5x_lite.corpus import libraries, progress, report, runners, writing
 from t5x_lite.corpus.options import CorpusRules
 from t5x_lite.errors import UserError
@@ -73,9 +72,9 @@ def corpus(
     folder = epath.Path(os.path.expanduser(output_dir)) / name / variant / version
     if folder.exists():
         raise UserError(f"{folder} exists: remove it, or set corpus.version or another --output_dir")
-    _say(f"corpus: {len(files):,} file(s), {size / 2**20:,.1f} MiB, into {folder}")
+    console.say(f"corpus: {len(files):,} file(s), {size / 2**20:,.1f} MiB, into {folder}")
     if dry_run:
-        _say("corpus: " + "; ".join(f"{key} {value}" for key, value in describe(choice).items()))
+        console.say("corpus: " + "; ".join(f"{key} {value}" for key, value in describe(choice).items()))
         return 0
 
     # 2. Pages into shards.
@@ -94,7 +93,7 @@ def corpus(
         )
         with progress.Progress(place.marks, pipeline.steps(len(files))):
             summary = pipeline.run(files, choice, layout, runner)
-        print(report.as_text(summary["tally"]))
+        console.show(report.as_text(summary["tally"]))
         if not summary["shards"]:
             raise UserError("no page was kept: what each rule removed is said above")
 
@@ -113,8 +112,8 @@ def corpus(
         work.rmtree()
     seconds = time.monotonic() - started
     for split, (pages, total) in totals.items():
-        print(f"{split}: {pages:,} pages, {total:,} bytes in {len(splits[split])} file(s)")
-    _say(f"corpus: {seconds:.1f} s, {size / 2**20 / seconds:.2f} MiB of input a second; {folder / REPORT}")
+        console.show(f"{split}: {pages:,} pages, {total:,} bytes in {len(splits[split])} file(s)")
+    console.say(f"corpus: {seconds:.1f} s, {size / 2**20 / seconds:.2f} MiB of input a second; {folder / REPORT}")
     return 0
 
 
@@ -137,7 +136,3 @@ def _name_shards(
         for number, (shard, _, _) in enumerate(parts):
             (source / f"{split}-{shard:05d}").rename(target / writing.shard_name(name, split, number, len(parts)))
     return {split: [(pages, size) for _, pages, size in parts] for split, parts in splits.items()}
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from etils import epath
 
 import gin
-from t5x_lite import checkpoints, configuration, ensembles, monitor, run_folder, together
+from t5x_lite import checkpoints, configuration, console, ensembles, monitor, run_folder, together
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
 from t5x_lite.partitioning import MeshConfig
@@ -55,7 +55,7 @@ def evaluate(
         wanted = steps if checkpoint == "all" else [newest.name if checkpoint == "latest" else checkpoint]
         chosen = [[str(newest.parent / str(step))] for step in wanted]
     main = together.first()
-    say = print if main else (lambda *_: None)
+    say = functools.partial(console.show, level=console.INFO)
     say(partitioner.describe())
     evaluator = evaluation.open(functools.partial(checkpoints.read_vocabulary, folders[0]))
     say(evaluator.describe())
@@ -75,7 +75,7 @@ def evaluate(
                     f"{paths[0]} only {model.config.vocab_size}; use the vocabulary it was trained with"
                 )
             if dry_run:
-                say(f"would evaluate {' and '.join(paths)}")
+                console.show(f"would evaluate {' and '.join(paths)}")
                 continue
             together.doing(f"the evaluation of step {step}")
             results = evaluator.run(model, params, partitioner)
@@ -85,7 +85,7 @@ def evaluate(
             table = monitor.Table(["metric", "value"], title=f"step {step}{several}")
             for name, value in metrics.items():
                 table.add(name, value)
-            say(str(table))
+            console.show(str(table), step=step)
             if main:
                 file = folder / f"samples-{prefix}-{step}.jsonl"
                 file.write_text("".join(json.dumps(s, ensure_ascii=False) + "\n" for s in results.samples))

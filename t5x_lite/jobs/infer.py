@@ -10,8 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ import jax
 from etils import epath
 
 import gin
-from t5x_lite import configuration, decoding, ensembles, inference, text_io, together, vocabularies
+from t5x_lite import configuration, console, decoding, ensembles, inference, monitor, text_io, together, vocabularies
 from t5x_lite.errors import UserError
 from t5x_lite.inference import Answer, Answerer, Row, Unusable
 from t5x_lite.partitioning import MeshConfig
@@ -156,8 +154,7 @@ def infer(
         lines = [partitioner.describe()]
         lines += [f"{path}, step {meta['step']}: {count:,} parameters" for path, meta in zip(paths, metas, strict=True)]
         lines += [f"{vocabulary!r}\n{mode} {source.path} ({source.format}) -> {output}\n{decoder}"]
-        if together.first():
-            print("\n".join(lines))
+        console.show("\n".join(lines))
         return 0
     answerer = Answerer(model, params, vocabulary, partitioner, batch_size, max_input_length, max_target_length)
     worker = _Worker(answerer, mode, decoder, prefix, choices)
@@ -183,22 +180,22 @@ def infer(
     if out is None:
         collections.deque(itertools.islice(records, lines), maxlen=0)
     if lines:
-        _say(f"infer: going on after line {lines:,}")
+        console.say(f"infer: going on after line {lines:,}")
 
     # 4. Window by window.
     window = batch_size * (1 if source.path == text_io.STANDARD else WINDOW)  # a pipe's reader is waiting
-    progress = _Progress(source, lines)
-    while chunk := list(itertools.islice(records, window)):
-        together.doing(f"line {lines + 1}")
-        written = worker(chunk, first_line=lines)
-        if out is not None:
-            out.write(written)
-        lines += len(written)
-        errors += sum("error" in record for record in written)
-        progress(lines)
+    with monitor.Progress("infer", unit="lines", done=lines) as progress:
+        while chunk := list(itertools.islice(records, window)):
+            together.doing(f"line {lines + 1}")
+            written = worker(chunk, first_line=lines)
+            if out is not None:
+                out.write(written)
+            lines += len(written)
+            errors += sum("error" in record for record in written)
+            progress.at(lines, share=source.fraction)
     if out is not None:
         out.finish()
-    _say(f"infer: {lines:,} lines -> {output}" + (f", {errors:,} of them with an error" if errors else ""))
+    console.say(f"infer: {lines:,} lines -> {output}" + (f", {errors:,} of them with an error" if errors else ""))
     return errors
 
 
@@ -276,24 +273,6 @@ class _Worker:
         return out
 
 
-class _Progress:
-    """A line on stderr now and then: how far, how fast."""
-
-    def __init__(self, source: text_io.TextInput, lines: int):
-        self._source, self._first, self._start = source, lines, time.monotonic()
-        self._last = self._start
-
-    def __call__(self, lines: int) -> None:
-        now = time.monotonic()
-        if now - self._last < 1.0:
-            return
-        self._last = now
-        fraction = self._source.fraction
-        _say(
-            f"infer: {lines:,} lines"
-            + ("" if fraction is None else f" ({fraction:.0%})")
-            + f", {(lines - self._first) / (now - self._start):.1f} lines/s"
-        )
 
 
 def _made_from(out: dict[str, Any], record: text_io.Record) -> bool:
@@ -307,8 +286,3 @@ def _made_from(out: dict[str, Any], record: text_io.Record) -> bool:
 
 def _digest(d: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _say(line: str) -> None:
-    if together.first():
-        print(line, file=sys.stderr, flush=True)

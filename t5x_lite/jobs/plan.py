@@ -15,7 +15,7 @@ import jax
 from etils import epath
 
 import gin
-from t5x_lite import flops, monitor
+from t5x_lite import console, flops, monitor
 from t5x_lite.data import SeqioSource
 from t5x_lite.errors import UserError
 from t5x_lite.finetuning import Trainable
@@ -95,10 +95,10 @@ def plan(
 
     def compiled(trainer: Trainer) -> dict:
         trainer.check_batch_size(run["batch_size"])
-        print(
+        console.show(
             f"{trainer.partitioner.describe()}, remat {trainer.model.config.remat}, {trainer.num_microbatches} "
             "microbatch(es): compiling ...",
-            flush=True,
+            console.INFO,
         )
         program = compile_step(trainer, batch_shapes(trainer, run["batch_size"], lengths, source.packing))
         return summarize(target, trainer, run["batch_size"], lengths, program, mfu)
@@ -107,14 +107,17 @@ def plan(
         summary = best_of(target, trainer, run["mesh"], devices, run["batch_size"], lengths, compiled)
     else:
         for name, size in replicated(trainer).items():
-            print(
+            console.show(
                 f"note: {name}, {amount(size)}, is whole on every device: no rule of Mesh.rules shards it over this "
-                "MESH"
+                "MESH",
+                None,
             )
         summary = compiled(trainer)
-    print(describe(summary))
+    console.show(describe(summary))
     if save:
-        print(f"saved in {save}; there: t5x-lite train ... --gin.compilation_cache.folder={os.path.abspath(save)}")
+        console.show(
+            f"saved in {save}; there: t5x-lite train ... --gin.compilation_cache.folder={os.path.abspath(save)}"
+        )
     if json_file:
         epath.Path(json_file).write_text(json.dumps(summary, indent=1))
     return 0 if summary["fits"] else 1
@@ -138,12 +141,14 @@ def best_of(
     """
     peak = hardware.peak or flops.peak()[0]
     ways = search_ways(trainer, mesh, devices, hardware, batch_size, lengths, peak)
-    print(reckoned(ways[:SHOWN], f"{len(ways)} ways, reckoned"))
+    console.show(str(reckoned(ways[:SHOWN], f"{len(ways)} ways, reckoned")))
     fitting, tried = [], []
+    progress = monitor.Progress("plan", min(MOST_COMPILED, len(ways)), "programs at most")
     for way in ways:
         if any(way.mesh == other.mesh for other, _ in fitting):
             continue  # which recomputes less
         summary = compiled(way.trainer(trainer, mesh, devices))
+        progress.add()
         if summary["fits"]:
             # What is sent is known now.
             way = dataclasses.replace(
@@ -158,13 +163,14 @@ def best_of(
         tried.append(way)
         if len(fitting) == WANTED or len(tried) == MOST_COMPILED:
             break
+    progress.close()
     if not fitting:
-        print(f"none of the {len(tried)} that promise most fits")
+        console.show(f"none of the {len(tried)} that promise most fits")
         return summary
     fitting.sort(key=lambda one: one[0].estimate.step)
-    print(reckoned([way for way, _ in fitting], f"{len(tried)} compiled, {len(fitting)} fit"))
+    console.show(str(reckoned([way for way, _ in fitting], f"{len(tried)} compiled, {len(fitting)} fit")))
     way, summary = fitting[0]
-    print(f"best: {way.flags}")
+    console.show(f"best: {way.flags}")
     return summary
 
 

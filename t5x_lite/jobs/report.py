@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from etils import epath
 
 import gin
-from t5x_lite import configuration
+from t5x_lite import configuration, console
 from t5x_lite.errors import UserError
 from t5x_lite.report import page, runs
 
@@ -35,5 +35,5 @@ def report(model_dirs: str | Sequence[str] = (), output: str = "report.html", ti
     path = epath.Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    print(f"{path}: {len(found)} run(s), {len(text) / 1024:,.0f} KiB")
+    console.show(f"{path}: {len(found)} run(s), {len(text) / 1024:,.0f} KiB")
     return 0

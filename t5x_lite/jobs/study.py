@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 import gin
-from t5x_lite import checkpoints, configuration, gin_files, plots
+from t5x_lite import checkpoints, configuration, console, gin_files, plots
 from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.jobs.evaluate import evaluate
 from t5x_lite.jobs.train import train
@@ -57,14 +57,14 @@ def study(
     configuration.check_all_read()
     top = epath.Path(runs if "://" in runs else os.path.abspath(runs))
     if table is not None:
-        print(scores.table(table, columns(), top if top.is_dir() else None))
+        console.show(str(scores.table(table, columns(), top if top.is_dir() else None)))
     elif row is not None:
         recipe = load(row, scale, corpus, overrides or {})
         parts = columns().all_parts
         for run in plan(recipe.row):
             execute(recipe, run, top, parts, dry_run)
         if not dry_run:
-            print(scores.table(scores.published()[row]["table"], columns(), top))
+            console.show(str(scores.table(scores.published()[row]["table"], columns(), top)))
     else:
         # All recipes first: a mistake in the last row should not come up after hours. Then seed by seed, so that what
         # is there after an interruption can be compared.
@@ -76,8 +76,8 @@ def study(
         for recipe, run in sorted(todo, key=lambda one: one[1].bindings["RANDOM_SEED"]):
             execute(recipe, run, top, experiment.parts, dry_run)
         if not dry_run:
-            print(report.write(experiment, experiments.collect(experiment, top), top))
-            print(f"{top / report.FILE}, with {report.PICTURE}")
+            console.show(str(report.write(experiment, experiments.collect(experiment, top), top)))
+            console.show(f"{top / report.FILE}, with {report.PICTURE}")
     return 0
 
 
@@ -179,7 +179,7 @@ def execute(recipe: Recipe, run: Run, top: epath.Path, parts: Sequence[tuple[str
     file = top / run.folder / ("test.gin" if run.stage == "test" else "run.gin")
     command = f"t5x-lite {job} --gin_file={file}"
     if job == "eval" and dry_run:
-        print(f"{command}    (made when the runs before it are done)")
+        console.show(f"{command}    (made when the runs before it are done)")
         return
     macros = _macros(recipe, run.stage)
     values = {name: value for name, value in _values(recipe, run, top, parts).items() if "." in name or name in macros}
@@ -199,9 +199,9 @@ def execute(recipe: Recipe, run: Run, top: epath.Path, parts: Sequence[tuple[str
     if parsed.notes:  # in any other recorded file no mistake, but here something asked for would not happen
         raise UserError(parsed.notes[0])
     if dry_run or _is_done(run, top):
-        print(command + ("" if dry_run else "    (done)"))
+        console.show(command + ("" if dry_run else "    (done)"))
         return
-    print(f"\n{command}", flush=True)
+    console.show(f"\n{command}", console.INFO)
     ROOTS[job]()
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 import gin
-from t5x_lite import batch_texts, checkpoints, configuration, flops, monitor, preemption, run_folder, together
-from t5x_lite.data import Batches, NpzSource, SeqioSource
+from t5x_lite import batch_texts, checkpoints, configuration, console, flops, monitor, preemption, run_folder, together
+from t5x_lite.data import Batches, Blocks, NpzSource, SeqioSource
 from t5x_lite.errors import UserError
 from t5x_lite.evaluation import Evaluation
 from t5x_lite.finetuning import Trainable
@@ -129,27 +129,29 @@ def train(
 
         # 2. Devices and parameters, as shapes; then the data, whose first batch shows its own.
         main = together.first()
-        say = print if main else (lambda *_: None)
+        say = functools.partial(console.show, level=None)
         say(partitioner.describe())
         shardings = trainer.shardings
         shapes = trainer.abstract_state.params
         parameters, trained = _count(shapes), _count(trainable.split(shapes)[0])
         some = "" if trained == parameters else f", {trained:,} of them trained"
         say(f"{parameters:,} parameters{some}, {model.param_dtype}; computing in {model.dtype}")
+        if initial_checkpoint_path and not foreign and not checkpoints.steps(model_dir):
+            checkpoints.check(initial_checkpoint_path, shapes, trainer.model.added_paths)
         started_from = model_dir if checkpoints.steps(model_dir) else initial_checkpoint_path
         fallback_vocabulary = functools.partial(checkpoints.read_vocabulary, started_from) if started_from else None
         blocks = data.open(model.architecture, fallback_vocabulary)
-        _check_vocabulary(blocks.vocabulary, model)
+        _check_vocabulary(blocks, model)
         evaluator = evaluation.open(fallback_vocabulary) if evaluation and not dry_run else None
         if evaluator:
             say(evaluator.describe())
         configuration.check_all_read()  # the tasks' preprocessors are configurables, too
         if dry_run:
             with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
-                _print_dry_run(trainer, next(batches)[0], say)
+                _print_dry_run(trainer, next(batches)[0])
             if show_batches:
                 for text in batch_texts.show(blocks, data.num_streams, batch_size, model_dir, show_batches, at_step):
-                    say(text)
+                    console.show(text)
             return 0
 
         # 3. State. The order matters: 1. this run's own checkpoint, 2. another run's parameters, 3. from scratch.
@@ -219,7 +221,7 @@ def train(
         journal = monitor.Journal(model_dir, enabled=main)
         journal.add(f"started: step {start} of {train_steps}, {partitioner.describe()}")
         progress = until_the_end.enter_context(
-            monitor.Progress(train_steps, start, enabled=main, started=started, keep=journal.add)
+            monitor.TrainingProgress(train_steps, start, enabled=main, started=started, keep=journal.add)
         )
         writer = until_the_end.enter_context(
             monitor.MetricsWriter(model_dir, resume_step=start, enabled=main, say=progress.note)
@@ -258,10 +260,10 @@ def train(
         loop.run()
         progress.close()
         if loop.meter is None:
-            say(f"nothing to do: {model_dir} is at step {start}, TRAIN_STEPS = {train_steps}")
+            console.show(f"nothing to do: {model_dir} is at step {start}, TRAIN_STEPS = {train_steps}")
         else:
             totals = ", ".join(f"{name} {value:,.4g}" for name, value in loop.meter.total().items())
-            say(f"done: step {loop.step}, {totals}")
+            console.show(f"done: step {loop.step}, {totals}", step=loop.step)
             journal.add(f"done: step {loop.step}, {totals}")
     return 0
 
@@ -277,11 +279,15 @@ def _count(params) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-def _check_vocabulary(vocabulary, model: T5Config) -> None:
-    if vocabulary is not None and vocabulary.vocab_size > model.vocab_size:
+def _check_vocabulary(blocks: Blocks, model: T5Config) -> None:
+    """Of text, the vocabulary's ids, and of rows without one, those that stand in them."""
+    has, ids = "the vocabulary has", blocks.vocabulary.vocab_size if blocks.vocabulary is not None else 0
+    if (largest := getattr(blocks, "largest_id", 0)) >= max(ids, model.vocab_size):
+        has, ids = f"the data have the token {largest}, which takes", largest + 1
+    if ids > model.vocab_size:
         raise UserError(
-            f"the vocabulary has {vocabulary.vocab_size} ids, but T5Config.vocab_size = {model.vocab_size}; "
-            f"set T5Config.vocab_size to {-(-vocabulary.vocab_size // 128) * 128}"
+            f"{has} {ids} ids, but T5Config.vocab_size = {model.vocab_size}; "
+            f"set T5Config.vocab_size to {-(-ids // 128) * 128}"
         )
 
 
@@ -292,7 +298,8 @@ def _at_step(state: TrainState, step: int, shardings: TrainState) -> TrainState:
     return TrainState(place(np.int32(step), shardings.step), state.params, opt_state)
 
 
-def _print_dry_run(trainer: Trainer, batch, say) -> None:
+def _print_dry_run(trainer: Trainer, batch) -> None:
+    say = console.show
     table = monitor.Table(["parameter", "shape", "logical axes", "sharding", "bytes", "trained"], title="parameters")
     total = 0
     axes = leaves_by_path(trainer.model.logical_axes(), lambda x: isinstance(x, tuple))

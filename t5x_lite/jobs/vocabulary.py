@@ -2,14 +2,13 @@
 
 import io
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 import gin
-from t5x_lite import configuration
+from t5x_lite import configuration, console, monitor
 from t5x_lite.errors import UserError, did_you_mean, first_line, nearest
 from t5x_lite.text_files import TextFiles
 
@@ -98,24 +97,25 @@ def vocabulary(
     unfinished.write_bytes(model.getvalue())
     unfinished.rename(target)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    print(
+    console.say(
         f"vocabulary: {output}: {pieces:,} pieces, of {counts['texts']:,} texts with {counts['characters']:,} "
-        "characters",
-        file=sys.stderr,
+        "characters"
     )
     return 0
 
 
 def _lines(tasks, split: str, field: str, characters: int, seed: int, counts: dict[str, int]) -> Iterator[str]:
     """The lines of the texts, an equal share of the characters from each task."""
-    for number, task in enumerate(tasks, 1):
-        for record in task.source.get_dataset(split, shuffle=True, seed=seed).as_numpy_iterator():
-            if counts["characters"] >= characters * number / len(tasks):
-                break
-            text = _text(record, field)
-            counts["texts"] += 1
-            counts["characters"] += len(text)
-            yield from filter(None, text.split("\n"))
+    with monitor.Progress("vocabulary: reading", characters, "characters at most") as progress:
+        for number, task in enumerate(tasks, 1):
+            for record in task.source.get_dataset(split, shuffle=True, seed=seed).as_numpy_iterator():
+                if counts["characters"] >= characters * number / len(tasks):
+                    break
+                text = _text(record, field)
+                counts["texts"] += 1
+                counts["characters"] += len(text)
+                progress.at(counts["characters"])
+                yield from filter(None, text.split("\n"))
 
 
 def _text(record: Mapping[str, Any], field: str) -> str:

@@ -10,7 +10,7 @@ from t5x_lite.errors import UserError
 
 
 def test_parts_that_are_done_are_told_in_the_order_of_the_steps(tmp_path, capsys):
-    with progress.Progress(str(tmp_path), {"files read": 3, "cleaned": 64, "written": 64}, seconds=0.01) as watched:
+    with progress.Progress(str(tmp_path), {"files read": 3, "cleaned": 64, "written": 64}, 0.01, 0.01) as watched:
         assert watched.line() == ""
         progress.mark(str(tmp_path), "cleaned", 5)
         progress.mark(str(tmp_path), "files read", "a")

@@ -1,11 +1,11 @@
 """The infer job on a real checkpoint of a tiny model with a tiny sentencepiece vocabulary."""
 
+import functools
 import io
 import json
 import os
 import re
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -192,11 +192,10 @@ def test_dry_run_says_what_would_run(tiny, checkpoint, tmp_path, capsys):
 
 
 def test_progress_goes_to_stderr(checkpoint, tmp_path, capsys, monkeypatch):
-    clock = iter(range(0, 1000, 2))
-    monkeypatch.setattr(job, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(job.monitor, "Progress", functools.partial(job.monitor.Progress, every_seconds=0.0))
     job.infer(checkpoint, write(tmp_path / "in.txt", ["fox"] * 256), tmp_path / "out", **INFER)
     captured = capsys.readouterr()
-    assert captured.out == "" and "infer: 128 lines (50%), 64.0 lines/s" in captured.err
+    assert captured.out == "" and "infer: 128 lines (50 %), " in captured.err and " lines/s, ETA 0:0" in captured.err
     assert captured.err.endswith(f"infer: 256 lines -> {tmp_path / 'out'}\n")
 
 
