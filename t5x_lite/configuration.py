@@ -57,6 +57,7 @@ MACROS: dict[str, tuple[str, str]] = {
         "domain_to_allowed_subdomains.json",
     ),
     "URL_LIST": ("files of the addresses that a corpus keeps, one a line, as OpenWebText's", "openwebtext/*.txt"),
+    "WRITERS": ("where metrics go besides metrics.jsonl and TensorBoard: @WandB(), @MLflow()", "[@WandB()]"),
     "MESH": ("devices along each axis; -1 takes the rest", '{"data": -1, "fsdp": 1, "tensor": 1}'),
 }
 
@@ -170,8 +171,8 @@ def check_all_read() -> None:
 
 
 def values_in_force() -> list[Any]:
-    """Of all bindings; references in them are unresolved."""
-    return [statement.value for statement in _live_statements().values()]
+    """Of all bindings but addresses of servers (`…_uri`); references in them are unresolved."""
+    return [s.value for key, s in _live_statements().items() if not key[2].endswith("_uri")]
 
 
 def written() -> dict[str, list[Statement]]:

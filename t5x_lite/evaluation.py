@@ -13,7 +13,7 @@ import numpy as np
 import gin
 from t5x_lite import decoding, incremental, monitor
 from t5x_lite.data import FallbackVocabulary
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, did_you_mean, nearest
 from t5x_lite.models import Model
 from t5x_lite.partitioning import Partitioner, place
 from t5x_lite.text_files import TextFiles
@@ -81,6 +81,23 @@ class Evaluator:
     def vocabulary(self):
         """Of the targets; TensorFlow-free."""
         return self._data.vocabulary
+
+    def check_name(self, name: str, binding: str) -> None:
+        """Raises UserError for a metric that is known not to come: of another task, or of none that decodes.
+
+        Args:
+          binding: where it was given.
+        """
+        tasks = list(self._data.examples)
+        sure = [f"eval/{task}/{metric}" for task in tasks for metric in ("loss", "token_accuracy")]
+        task = name.removeprefix("eval/").rpartition("/")[0]
+        if name in sure or (self.config.decode and name.startswith("eval/") and task in tasks):
+            return
+        more = ", and the tasks' own, eval/<task>/<metric>" if self.config.decode else ", with Evaluation.decode = False"
+        raise UserError(
+            f"{binding} = {name!r} will not be evaluated{did_you_mean(nearest(name, sure))}: there are "
+            f"{', '.join(sure[:4])}{' …' if len(sure) > 4 else ''}{more}"
+        )
 
     def describe(self) -> str:
         counts = ", ".join(

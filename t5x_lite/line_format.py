@@ -148,6 +148,11 @@ class LineFormat:
         except ValueError as e:
             raise UserError(f"TextFiles.template = {self.template!r}: {e}; write {{{{ for a bracket itself") from e
         columns = [self._column(name) for _, name, _, _ in parsed if name is not None]
+        if self.template is not None and not columns:
+            raise UserError(
+                f"TextFiles.template = {self.template!r} has no place for an input: write {{}} where it stands, as in "
+                f"'{self.template}: {{}}'"
+            )
         odd = [c for c in columns if type(c) is not type(self.columns[0])]
         if odd or any(spec or conversion for _, _, spec, conversion in parsed):
             raise UserError(

@@ -20,6 +20,7 @@ def evaluate(
     checkpoint: int | str = "latest",
     output_dir: str | None = None,
     mesh: MeshConfig | None = None,
+    writers: Sequence[monitor.WandB | monitor.MLflow] = (),
     dry_run: bool = False,
 ) -> int:
     """Prints each checkpoint's metrics and adds them to MODEL_DIR/metrics.jsonl, under `eval/<task>/<metric>`, or
@@ -30,6 +31,7 @@ def evaluate(
         or one step's folder: they are evaluated as one model, by the means of their logits.
       checkpoint: "latest", "all", or a step; of one model_dir.
       output_dir: where metrics, samples and config.gin are written; needed for several model_dirs, by default the one.
+      writers: as in `train`; a run that was trained with the same is gone on with.
       dry_run: print what would run, and stop.
 
     Raises:
@@ -65,7 +67,9 @@ def evaluate(
     if main and output_dir and not dry_run:
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_whole(folder / "config.gin", configuration.operative_config("eval"))
-    with monitor.MetricsWriter(str(folder), enabled=main and not dry_run) as writer:
+    writes = main and not dry_run
+    others = monitor.beside(writers, folder, configuration.operative_values(), console.say) if writes else ()
+    with monitor.MetricsWriter(str(folder), enabled=writes, others=others) as writer:
         for paths in chosen:
             model, params, metas = ensembles.load(paths, partitioner)
             step = metas[0]["step"]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -53,6 +54,7 @@ def train(
     early_stopping_metric: str | None = None,
     early_stopping_patience: int = 3,
     watchdog_seconds: float | None = 1800.0,
+    writers: Sequence[monitor.WandB | monitor.MLflow] = (),
     allow_config_change: bool = False,
     dry_run: bool = False,
     show_batches: int = 0,
@@ -84,6 +86,7 @@ def train(
         `early_stopping_patience` evaluations without a new best. A name that ends in `loss` is minimised.
       watchdog_seconds: the stacks of all threads are printed when no step ends for so long (nor an evaluation, nor what
         comes before the first step); None for never.
+      writers: where metrics go besides metrics.jsonl and TensorBoard: `[@WandB()]`, `[@MLflow()]`, or both.
       allow_config_change: go on in model_dir although what the run means has changed: the model's shape, the data or a
         seed. Other changes are only printed.
       dry_run: print what would run, and stop.
@@ -145,6 +148,8 @@ def train(
         evaluator = evaluation.open(fallback_vocabulary) if evaluation and not dry_run else None
         if evaluator:
             say(evaluator.describe())
+            if early_stopping_metric:
+                evaluator.check_name(early_stopping_metric, "train.early_stopping_metric")
         configuration.check_all_read()  # the tasks' preprocessors are configurables, too
         if dry_run:
             with Batches(blocks, data.num_streams, batch_size, partitioner.batch) as batches:
@@ -224,7 +229,13 @@ def train(
             monitor.TrainingProgress(train_steps, start, enabled=main, started=started, keep=journal.add)
         )
         writer = until_the_end.enter_context(
-            monitor.MetricsWriter(model_dir, resume_step=start, enabled=main, say=progress.note)
+            monitor.MetricsWriter(
+                model_dir,
+                resume_step=start,
+                enabled=main,
+                say=progress.note,
+                others=monitor.beside(writers, model_dir, bindings, progress.note) if main else (),
+            )
         )
         profiler = until_the_end.enter_context(
             monitor.Profiler(profile, folder / "profile", progress.note, enabled=main)

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard events.
+"""metrics.jsonl, TensorBoard events, and whatever else is given what these are (trackers.py).
 
 Event files are framed by TensorBoard's own record writer; its EventFileWriter would import TensorFlow wherever that is
 installed (about ten seconds), so it is not used. Without `tensorboard` only metrics.jsonl is written.
@@ -13,12 +13,13 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from t5x_lite import buckets
+from t5x_lite.monitor.trackers import Writer
 from t5x_lite.run_folder import write_whole
 
 METRICS_FILE = "metrics.jsonl"
@@ -91,6 +92,7 @@ class MetricsWriter:
       append: False forces parts, e.g. for a bucket mounted as a folder. None: parts wherever the path has a scheme.
       part_seconds: how long lines may gather before they become a part.
       say: is told when writing fails and when it works again.
+      others: that are given the same; see `trackers.py`. Their failures are not this one's.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class MetricsWriter:
         append: bool | None = None,
         part_seconds: float = 60.0,
         say: Callable[[str], None] = print,
+        others: Sequence[Writer] = (),
     ):
         self._enabled = enabled
         if not enabled:
@@ -110,6 +113,7 @@ class MetricsWriter:
         self._append = not buckets.is_remote(model_dir) if append is None else append
         self._part_seconds = part_seconds
         self._say, self._failing = say, False
+        self._others = others
         self._folder.mkdir(parents=True, exist_ok=True)
         # Highest step written for each name: a write beyond it cannot be a repetition, and needs no look at the files.
         self._last: dict[str, int] = {}
@@ -128,6 +132,8 @@ class MetricsWriter:
         with self._survived():
             self._keep(lambda at, name: at <= step)
             self._events.rewind(step)
+        for other in self._others:
+            other.rewind(step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes {name: value} of one step; values are numbers or arrays of one element.
@@ -148,12 +154,18 @@ class MetricsWriter:
             self._pending[step, name] = metric_line(step, name, value, now)
         with self._survived():
             self._events.write(step, values, now)
+        for other in self._others:
+            other.write(step, values, now)
         if self._append or time.monotonic() - self._part_started >= self._part_seconds:
             self.flush()
 
     def flush(self) -> None:
         """Puts everything written so far into files. Call it when a checkpoint has been saved."""
-        if not self._enabled or not self._pending:
+        if not self._enabled:
+            return
+        for other in self._others:
+            other.flush()
+        if not self._pending:
             return
         text = "".join(self._pending.values()).encode()
         with self._survived():
@@ -175,6 +187,8 @@ class MetricsWriter:
             self.flush()
             with self._survived():
                 self._events.close()
+            for other in self._others:
+                other.close()
             self._enabled = False
 
     def __enter__(self):
