@@ -210,7 +210,9 @@ def _read_rows(file: str, required: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with epath.Path(file).open("rb") as opened:
             if opened.read(2) != b"PK":  # a zip file's, however much of it is left
-                raise UserError(f"{file} is no .npz file: give what numpy.savez wrote, or text as tsv:, jsonl: or text:")
+                raise UserError(
+                    f"{file} is no .npz file: give what numpy.savez wrote, or text as tsv:, jsonl: or text:"
+                )
             opened.seek(0)
             arrays = np.load(opened, allow_pickle=False)
             missing = [name for name in required if name not in arrays]

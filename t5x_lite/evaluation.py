@@ -93,7 +93,9 @@ class Evaluator:
         task = name.removeprefix("eval/").rpartition("/")[0]
         if name in sure or (self.config.decode and name.startswith("eval/") and task in tasks):
             return
-        more = ", and the tasks' own, eval/<task>/<metric>" if self.config.decode else ", with Evaluation.decode = False"
+        more = (
+            ", and the tasks' own, eval/<task>/<metric>" if self.config.decode else ", with Evaluation.decode = False"
+        )
         raise UserError(
             f"{binding} = {name!r} will not be evaluated{did_you_mean(nearest(name, sure))}: there are "
             f"{', '.join(sure[:4])}{' …' if len(sure) > 4 else ''}{more}"

@@ -116,6 +116,10 @@ def check_named(features: Iterable[str], lengths: Mapping[str, int]) -> None:
         raise UserError(
             f'TASK_FEATURE_LENGTHS lacks {", ".join(missing)}; for example {{"inputs": 512, "targets": 114}}'
         )
+    if wrong := [name for name, length in lengths.items() if length < 1]:
+        raise UserError(
+            f"TASK_FEATURE_LENGTHS has {lengths[wrong[0]]} for {wrong[0]}: give at least 1, the end of a text"
+        )
 
 
 # Registered by a module ----------------------------------------------------------------------------------------------

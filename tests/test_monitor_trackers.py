@@ -39,8 +39,8 @@ def open_all(trackers, folder, say=fail):
 
 
 def log_records(data):
-    """The records of a log in LevelDB's format, after W&B's own seven bytes: blocks of 32 KiB, in each of them pieces of
-    records with a check sum (4 bytes), a length (2) and a kind: whole, first, middle or last (1)."""
+    """The records of a log in LevelDB's format, after W&B's own seven bytes: blocks of 32 KiB, in each of them pieces
+    of records with a check sum (4 bytes), a length (2) and a kind: whole, first, middle or last (1)."""
     at, record = 7, b""
     while at + 7 <= len(data):
         if (left := -at % 32768) and left < 7:
@@ -101,6 +101,7 @@ def test_a_run_goes_on_in_the_same_run_of_mlflow(mlflow, tmp_path):
     assert len(client.get_metric_history(run.info.run_id, "eval/tsv:a_b/accuracy")) == 3
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_there_as_in_its_own_file(wandb, mlflow, tmp_path):
     npz_runs.write_rows(tmp_path / "rows.npz", 32)
     folder, uri = tmp_path / "run", (tmp_path / "store").as_uri()

@@ -51,10 +51,7 @@ MISTAKES = {
         train("--gin.evaluate.checkpoint=3"),
         "--gin.evaluate.checkpoint: evaluate is of the job eval, and this is train",
     ),
-    "no equals sign": (
-        ["train", "TRAIN_STEPS=5"],
-        "'TRAIN_STEPS=5' is not a flag; did you mean --gin.TRAIN_STEPS=5?",
-    ),
+    "no equals sign": (["train", "TRAIN_STEPS=5"], "'TRAIN_STEPS=5' is not a flag; did you mean --gin.TRAIN_STEPS=5?"),
     "quotes that the shell took": (
         train("--gin.MESH={data: 8}"),
         "--gin.MESH={data: 8}: not a value; check brackets and quotes, put the whole flag in single quotes for the "
@@ -68,13 +65,11 @@ MISTAKES = {
         train("--gin.TRAIN_STEPS=1e3"),
         "--gin.TRAIN_STEPS = 1000.0: train.train_steps takes a whole number",
     ),
-    "negative steps": (
-        train("--gin.TRAIN_STEPS=-5"),
-        "train.train_steps must be a whole number of at least 1, not -5",
-    ),
+    "negative steps": (train("--gin.TRAIN_STEPS=-5"), "train.train_steps must be a whole number of at least 1, not -5"),
     "a macro that is not set": (
         npz_runs.flags("rows.npz"),
-        f"not set: MODEL_DIR (needed at {SHIPPED}/runs/train_npz.gin:15). Add for example --model_dir=/tmp/t5x_lite/run",
+        f"not set: MODEL_DIR (needed at {SHIPPED}/runs/train_npz.gin:16). Add for example "
+        "--model_dir=/tmp/t5x_lite/run",
     ),
     # --- gin files ---
     "a gin file misspelt": (
@@ -116,8 +111,8 @@ MISTAKES = {
     ),
     "heads that do not divide": (
         train("--gin.MESH={'tensor': 8}", "--gin.T5Config.num_heads=3"),
-        "parameter decoder/relpos_bias/rel_embedding: its axis 'heads' of 3 is not divisible by mesh axis 'tensor' of 8; "
-        "change MESH or Mesh.rules",
+        "parameter decoder/relpos_bias/rel_embedding: its axis 'heads' of 3 is not divisible by mesh axis 'tensor' of "
+        "8; change MESH or Mesh.rules",
     ),
     "no GPU here": (
         train("--gin_file=mesh/gpu1.gin"),
