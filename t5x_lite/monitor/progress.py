@@ -266,9 +266,10 @@ class _Pace:
         return (newer - older) / (now - then) if now > then else None
 
     def seconds_left(self) -> float | None:
-        (then, _, older), (now, _, newer) = self._seen[0], self._seen[-1]
-        if older is None or newer is None or newer <= older:
+        known = [(when, share) for when, _, share in self._seen if share is not None]
+        if not known or known[-1][1] <= known[0][1]:
             return None  # one point gives no speed
+        (then, older), (now, newer) = known[0], known[-1]
         return max(0.0, 1.0 - newer) * (now - then) / (newer - older)
 
 

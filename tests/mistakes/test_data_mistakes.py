@@ -23,8 +23,8 @@ def on(name: str, *flags: str) -> list[str]:
 
 
 COLUMNS = (
-    "; set TextFiles.columns (and template) to what is there: names from the first line, or numbers from 0 where it has "
-    "none"
+    "; set TextFiles.columns (and template) to what is there: names from the first line, or numbers from 0 where it "
+    "has none"
 )
 MISTAKES = {
     "a file without its kind": (
@@ -52,8 +52,8 @@ MISTAKES = {
     "broken lines": (
         on("jsonl:broken.jsonl"),
         "broken.jsonl:1: not JSON: Expecting property name enclosed in double quotes: line 1 column 16 (char 15); 101 "
-        "of 101 line(s) skipped (101 not JSON), more than TextFiles.max_bad_lines = 100: mend the lines, or raise it to "
-        "skip them",
+        "of 101 line(s) skipped (101 not JSON), more than TextFiles.max_bad_lines = 100: mend the lines, or raise it "
+        "to skip them",
     ),
     "features of other names": (
         on("tsv:pairs.tsv", "--gin.TASK_FEATURE_LENGTHS={'input': 32, 'target': 16}"),
@@ -78,8 +78,8 @@ MISTAKES = {
     ),
     "a metric of another task": (
         on("tsv:pairs.tsv", "--gin.train.early_stopping_metric=eval/pair/los"),
-        "train.early_stopping_metric = 'eval/pair/los' will not be evaluated (did you mean eval/pairs/loss?): there are "
-        "eval/pairs/loss, eval/pairs/token_accuracy, and the tasks' own, eval/<task>/<metric>",
+        "train.early_stopping_metric = 'eval/pair/los' will not be evaluated (did you mean eval/pairs/loss?): there "
+        "are eval/pairs/loss, eval/pairs/token_accuracy, and the tasks' own, eval/<task>/<metric>",
     ),
     "another objective's preprocessor": (
         on("tsv:pairs.tsv", "--gin.preprocessors.span_corruption.noise_density=0.3"),
