@@ -129,6 +129,11 @@ MISTAKES = {
         "--gin.adamw.weight_decay would be read by nothing, since this job uses no adamw (did you mean "
         "adafactor.weight_decay_rate?); correct the name, or remove the binding",
     ),
+    "a plan of a mesh that does not fit": (  # and what train would read may be bound
+        [*PLAN, "--hardware=cpu:8", "--gin.T5Config.remat=full", "--gin.MESH={'data': 3}"],
+        "MESH = {'data': 3} does not fit the 8 cpu device(s) found; let one axis take what is left: "
+        'MESH = {"data": -1, "fsdp": 1, "tensor": 1}',
+    ),
     # --- rows ---
     "rows that are not there": (
         train(rows="none-*.npz"),
