@@ -381,7 +381,7 @@ def _no_rivals() -> None:
 
 
 def _overruled() -> tuple[str, ...]:
-    """Notes on values that two files of the user's set differently, neither including the other: the later file wins."""
+    """Notes on values that two files of the user's set differently, neither including the other: the later one wins."""
     notes = []
     by_key: dict[tuple[str, str, str], Statement] = {}
     for statement in _read.statements:

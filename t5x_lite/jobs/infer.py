@@ -273,8 +273,6 @@ class _Worker:
         return out
 
 
-
-
 def _made_from(out: dict[str, Any], record: text_io.Record) -> bool:
     """Whether an output record belongs to an input record (those with errors do not name the target)."""
     return (

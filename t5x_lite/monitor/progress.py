@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from t5x_lite import console, together
 from t5x_lite.monitor.terminal import duration, short_number
@@ -305,7 +305,7 @@ class _Bar:
     """
 
     # All bars of a process: rich's display, the file it is on, and how many there are.
-    _display = None
+    _display: Any = None
     _on: TextIO | None = None
     _count = 0
 

@@ -23,8 +23,8 @@ from t5x_lite.serving.protocol import Limits, Refused, Request, parse
 
 # Nothing comes from elsewhere, and the page asks nobody else.
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 BODY_SECONDS = 10.0  # for a request's body to come
 
