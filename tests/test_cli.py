@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import gin
-from t5x_lite import cli, configuration, gin_files, start_up
+from t5x_lite import cli, command_line, configuration, gin_files, jobs, start_up
 from t5x_lite.errors import Preempted, UserError
 
 calls = []
@@ -33,14 +33,14 @@ def dry_job_of_the_cli_test():
 
 
 @pytest.fixture(autouse=True)
-def jobs(tmp_path, monkeypatch):
+def two_more_jobs(tmp_path, monkeypatch):
     """Two more jobs beside the real ones, in an empty folder, without the imports of JAX."""
     module = "module_of_the_cli_test"
     monkeypatch.setitem(sys.modules, module, sys.modules[__name__])
     monkeypatch.setitem(
-        cli.JOBS,
+        jobs.JOBS,
         "try",
-        cli.Job(
+        jobs.Job(
             module,
             "job_of_the_cli_test",
             "a job",
@@ -48,7 +48,7 @@ def jobs(tmp_path, monkeypatch):
             {"checkpoint": ("job_of_the_cli_test.checkpoint", "text"), "model_dir": ("MODEL_DIR", "text")},
         ),
     )
-    monkeypatch.setitem(cli.JOBS, "dry", cli.Job(module, "dry_job_of_the_cli_test", "a job", "t5x-lite dry"))
+    monkeypatch.setitem(jobs.JOBS, "dry", jobs.Job(module, "dry_job_of_the_cli_test", "a job", "t5x-lite dry"))
     monkeypatch.setattr(cli, "MODULES", ())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -228,7 +228,7 @@ def test_help_of_a_job(capsys, job):
     assert cli.main([job, "--help"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"t5x-lite {job}: ") and f"t5x-lite {job} --" in printed
-    for word in (*configuration.MACROS, *(f"--{flag}=" for flag in cli.JOBS[job].flags), "models/t5_1_1/small.gin"):
+    for word in (*configuration.MACROS, *(f"--{flag}=" for flag in jobs.JOBS[job].flags), "models/t5_1_1/small.gin"):
         assert word in printed
     assert max(map(len, printed.splitlines())) <= 120
 
@@ -237,9 +237,9 @@ def test_help_of_a_job(capsys, job):
 def test_the_examples_are_commands_that_parse(job):
     import shlex
 
-    words = shlex.split(cli.JOBS[job].example.replace("\\\n", ""))
+    words = shlex.split(jobs.JOBS[job].example.replace("\\\n", ""))
     assert words[0] == "t5x-lite"
-    options = cli.parse_flags(words[1:])
+    options = command_line.parse_flags(words[1:])
     assert options.job == job
     assert set(options.gin_files) <= set(gin_files.shipped_names())
 
@@ -319,12 +319,12 @@ def test_the_module_runs_as_the_command_does():
 REGISTER = """
 import importlib, sys
 from gin import config
-from t5x_lite import cli
-for job in cli.JOBS.values():
+from t5x_lite import jobs
+for job in jobs.JOBS.values():
     if job.function != "evaluate":  # it may need seqio for its metrics
         assert callable(getattr(importlib.import_module(job.module), job.function))
         assert f"t5x_lite.{job.function}" in config._REGISTRY, job
-for module in cli.MODULES:
+for module in jobs.MODULES:
     importlib.import_module(module)
 print("T5Config" if "t5x_lite.T5Config" in config._REGISTRY else "no T5Config")
 print(sorted(name for name, _ in config._REGISTRY.items() if not name.startswith(("t5x_lite.", "gin."))))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from etils import epath
 
 import gin
-from t5x_lite import cli, configuration, reference_text, run_folder
+from t5x_lite import command_line, configuration, jobs, reference_text, run_folder
 
 
 @gin.configurable("reference", module="t5x_lite")
@@ -25,9 +25,9 @@ def reference(output: str | None = None, task_modules: Sequence[str] = ("t5x_lit
       0.
     """
     configuration.check_all_read()
-    for module in [*(job.module for job in cli.JOBS.values()), *cli.MODULES, *task_modules]:
+    for module in [*(job.module for job in jobs.JOBS.values()), *jobs.MODULES, *task_modules]:
         importlib.import_module(module)
-    flags = {name: (job.help, cli.flags_of(name)) for name, job in cli.JOBS.items()}
+    flags = {name: (job.help, command_line.flags_of(name)) for name, job in jobs.JOBS.items()}
     text = reference_text.make(flags)
     if output is None:
         sys.stdout.write(text)

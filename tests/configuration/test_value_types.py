@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 import gin
-from t5x_lite import cli, configuration, value_types
+from t5x_lite import configuration, jobs, value_types
 from t5x_lite.errors import UserError
 from t5x_lite.models import T5Config
 
@@ -15,7 +15,7 @@ TRAIN = ["models/t5_1_1/mini.gin", "runs/train_npz.gin"], ["MODEL_DIR='a'", "NPZ
 
 @pytest.fixture(scope="module", autouse=True)
 def configurables():
-    for module in [*(job.module for job in cli.JOBS.values()), *cli.MODULES]:
+    for module in [*(job.module for job in jobs.JOBS.values()), *jobs.MODULES]:
         importlib.import_module(module)
 
 

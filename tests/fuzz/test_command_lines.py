@@ -9,7 +9,7 @@ from fuzzing import cases, check
 from hypothesis import strategies as st
 
 import gin
-from t5x_lite import cli, configuration
+from t5x_lite import cli, configuration, jobs
 
 MODEL = dict(emb_dim=16, mlp_dim=16, head_dim=8, num_heads=2, vocab_size=64, num_encoder_layers=1, num_decoder_layers=1)
 # Command lines that are right; all stop before anything is trained or written.
@@ -128,7 +128,7 @@ FILES = [
 def names():
     """Every binding that a gin file could have, and every macro."""
     with contextlib.suppress(Exception):
-        for module in [*(job.module for job in cli.JOBS.values()), *cli.MODULES]:
+        for module in [*(job.module for job in jobs.JOBS.values()), *jobs.MODULES]:
             __import__(module)
     found = [
         f"{configuration._short(selector)}.{parameter}"

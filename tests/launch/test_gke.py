@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import gin
-from t5x_lite import cli, configuration
+from t5x_lite import command_line, configuration, jobs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MANIFESTS = ("gke_tpu", "gke_gpu")
@@ -46,9 +46,9 @@ def parts(manifest):
 def configured(manifest):
     """The value of a macro, once the container's arguments are parsed as its first process does."""
     *_, container = parts(manifest)
-    options = cli.parse_flags([argument.replace("$(PROCESS_ID)", "0") for argument in container["args"]])
+    options = command_line.parse_flags([argument.replace("$(PROCESS_ID)", "0") for argument in container["args"]])
     assert options.job == "train"
-    for module in (cli.JOBS["train"].module, *cli.MODULES):
+    for module in (jobs.JOBS["train"].module, *jobs.MODULES):
         importlib.import_module(module)
     configuration.parse(options.gin_files, options.bindings, root="t5x_lite.train")
     return lambda macro: gin.query_parameter(f"%{macro}")

@@ -10,7 +10,7 @@ import sys
 import processes
 import pytest
 
-from t5x_lite import cli, configuration, gin_files, plots
+from t5x_lite import cli, command_line, configuration, gin_files, jobs, plots
 
 TUTORIALS = {name: gin_files.find_file(name).path for name in gin_files.shipped_names() if name.startswith("examples/")}
 TINY = [
@@ -58,10 +58,10 @@ def test_the_commands_are_ones_that_parse(name, tmp_path, monkeypatch):
     found = commands(name)
     assert found
     for words in found:
-        options = cli.parse_flags(words)
-        job = cli.JOBS[options.job]
+        options = command_line.parse_flags(words)
+        job = jobs.JOBS[options.job]
         importlib.import_module(job.module)
-        for module in cli.MODULES:
+        for module in jobs.MODULES:
             importlib.import_module(module)
         configuration.parse(options.gin_files, options.bindings, root=f"t5x_lite.{job.function}", also=job.also)
 

@@ -8,7 +8,7 @@ import seqio
 import tensorflow as tf
 
 import gin
-from t5x_lite import cli, configuration, data, gin_files
+from t5x_lite import configuration, data, gin_files, jobs
 from t5x_lite.errors import UserError
 from t5x_lite.tasks import c4, preprocessors, unsupervised
 
@@ -61,7 +61,7 @@ def test_an_objective_fills_its_own_lengths(name):
 
 
 def test_lengths_of_an_objective_beat_those_of_the_run():
-    for module in ("t5x_lite.jobs.train", *cli.MODULES):
+    for module in ("t5x_lite.jobs.train", *jobs.MODULES):
         importlib.import_module(module)
     for files in (
         ["objectives/iid_15_u_u.gin", "runs/pretrain.gin"],
