@@ -231,6 +231,7 @@ def test_told_to_stop_it_answers_what_has_come(small, gate):
             wait_until(lambda: said)
             with pytest.raises(ConnectionError):
                 wait_until(lambda: socket.create_connection(("127.0.0.1", port)).close())
+            time.sleep(0.5)  # the model takes its time
             gate.open.set()
             return [future.result() for future in found]
 
