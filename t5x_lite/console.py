@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -19,6 +20,7 @@ from typing import Any, TextIO
 
 INFO, WARNING, ERROR, RESULT = "info", "warning", "error", "result"
 FORMATS = ("text", "json")
+_WARNED = re.compile(r"([\w-]+: )?(warning|note): ")
 
 
 @dataclasses.dataclass
@@ -58,8 +60,8 @@ def say(text: str, level: str | None = None, step: int | None = None, everyone: 
     """Prints a line (or several) on stderr.
 
     Args:
-      level: by default WARNING for what begins with "warning: " or "note: ", with or without the program's name before
-        it, and else INFO.
+      level: by default WARNING for what begins with "warning: " or "note: ", with or without a name before it, and else
+        INFO.
       step: that it is about.
       everyone: in every process, not in the first one alone.
     """
@@ -80,8 +82,7 @@ def as_object(text: str, level: str, step: int | None = None, **more: Any) -> st
 
 def _put(file: TextIO, text: str, level: str | None, step: int | None, everyone: bool) -> None:
     if level is None:
-        told = text.removeprefix("t5x-lite: ")
-        level = WARNING if told.startswith(("warning: ", "note: ")) else INFO
+        level = WARNING if _WARNED.match(text) else INFO
     if not (everyone or _first()) or (style.quiet and level == INFO):
         return
     if style.json:

@@ -25,7 +25,7 @@ def test_quiet_leaves_warnings_errors_and_results(capsys):
     with console.set_up("train", quiet=True):
         console.say("step 1")
         console.say("warning: a spike")
-        console.say("t5x-lite: note: odd")
+        console.say("convert: note: odd")
         console.say("t5x-lite: error: wrong", console.ERROR)
         console.show("done")
         with monitor.Progress("infer", 10, "lines", every_seconds=0.0) as progress:
@@ -37,7 +37,7 @@ def test_quiet_leaves_warnings_errors_and_results(capsys):
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [
         "warning: a spike",
-        "t5x-lite: note: odd",
+        "convert: note: odd",
         "t5x-lite: error: wrong",
         "loud again",
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 import gin
-from t5x_lite import checkpoint_contents, configuration, run_folder
+from t5x_lite import checkpoint_contents, configuration, console, run_folder
 from t5x_lite.errors import UserError
 from t5x_lite.jobs import evaluate, infer, train  # noqa: F401  (gin must know them: files of their runs are looked at)
 from t5x_lite.monitor import Table
@@ -97,7 +97,7 @@ def inspect(
         path = epath.Path(os.path.expanduser(json_file))
         path.parent.mkdir(parents=True, exist_ok=True)
         run_folder.write_whole(path, written)
-    print(text)
+    console.show(text)
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from etils import epath
 
 import gin
-from t5x_lite import command_line, configuration, jobs, reference_text, run_folder
+from t5x_lite import command_line, configuration, console, jobs, reference_text, run_folder
 
 
 @gin.configurable("reference", module="t5x_lite")
@@ -35,5 +35,5 @@ def reference(output: str | None = None, task_modules: Sequence[str] = ("t5x_lit
     path = epath.Path(os.path.expanduser(output))
     path.parent.mkdir(parents=True, exist_ok=True)
     run_folder.write_whole(path, text)
-    print(f"{path}: {len(text) / 1024:,.0f} KiB", file=sys.stderr)
+    console.say(f"{path}: {len(text) / 1024:,.0f} KiB")
     return 0

@@ -1,11 +1,10 @@
 """The job `release`: a finished run as a folder to publish."""
 
 import re
-import sys
 from typing import Any
 
 import gin
-from t5x_lite import checkpoints, configuration, run_folder
+from t5x_lite import checkpoints, configuration, console, run_folder
 from t5x_lite.errors import UserError
 from t5x_lite.interop import formats, hugging_face_folder
 from t5x_lite.models.config import DTYPES
@@ -65,10 +64,10 @@ def release(
         weights = weights.cast(dtype)
     card = model_card.make(run, meta, weights, name=name or folder.name, license=license)
     if dry_run:
-        sys.stdout.write(card)
+        console.show(card.rstrip())
         return 0
     if weights.vocabulary is None:
-        _say("release: note: the run has no vocabulary, so the folder has no tokenizer")
+        console.say("release: note: the run has no vocabulary, so the folder has no tokenizer")
 
     # 3. Beside the target, then into its place.
     with run_folder.made_beside(folder) as unfinished:
@@ -77,8 +76,10 @@ def release(
         if run.config:
             (unfinished / "config.gin").write_text(run.config)
         else:
-            _say(f"release: note: {run.folder} has no config.gin, so the folder has none")
-    _say(f"release: wrote step {weights.step} of {run.folder} to {target}; look through its README.md and config.gin")
+            console.say(f"release: note: {run.folder} has no config.gin, so the folder has none")
+    console.say(
+        f"release: wrote step {weights.step} of {run.folder} to {target}; look through its README.md and config.gin"
+    )
     return 0
 
 
@@ -93,7 +94,3 @@ def _check_model(model: dict[str, Any]) -> None:
         raise UserError(
             f"release: transformers' T5 has no place for what finetuning added to the model: {', '.join(added)}"
         )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
