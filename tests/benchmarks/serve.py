@@ -17,6 +17,7 @@ import contextlib
 import json
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,7 @@ async def measure(address: str, arguments: argparse.Namespace) -> list[dict]:
         for clients in (1, arguments.concurrency):
             # Programs are compiled for a few numbers of rows and of tokens: both must have been met before.
             for _ in range(2):
-                await load(address, asked[: max(64, 4 * clients)], clients)
+                await load(address, asked[: max(32, 4 * clients)], clients)
             some = asked if clients > 1 else asked[: max(1, arguments.requests // 4)]
             rate, seconds = await load(address, some, clients)
             p50, p95, p99 = np.percentile(seconds, (50, 95, 99)) * 1e3
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=32, help="tokens of an answer")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the server would stay
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = arguments.checkpoint
         if checkpoint is None:
