@@ -58,7 +58,8 @@ def save_random(model: str, folder: pathlib.Path) -> None:
 def served(checkpoint: pathlib.Path, batch_size: int) -> Iterator[str]:
     """The address of a server."""
     command = [sys.executable, "-P", "-m", "t5x_lite", "serve", "--gin_file=runs/serve.gin", "--port=0"]
-    flags = [f"--checkpoint={checkpoint}", f"--gin.BATCH_SIZE={batch_size}"]
+    # Compiling, a first request may take longer than a visitor would wait.
+    flags = [f"--checkpoint={checkpoint}", f"--gin.BATCH_SIZE={batch_size}", "--gin.serve.timeout_seconds=600"]
     process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True)
     try:
         for line in process.stdout:
