@@ -128,9 +128,8 @@ class Stored:
           UserError: parameters differ (each difference is named), or a base is gone or no longer the same.
         """
         have = self.check_params(target, may_lack)
-        layers = list(self.with_bases())
         params: Any = {}
-        for layer in layers:
+        for layer in dict.fromkeys(have.values()):
             part = select(target, {path for path, owner in have.items() if owner is layer}.__contains__)
             if part:
                 whole = len(leaves_by_path(part)) == len(layer.shapes("params"))
