@@ -131,8 +131,8 @@ def test_an_open_bracket_and_bad_bytes():
         ("APart.widht = 1", "APart has no parameter 'widht' (did you mean width?)"),
         ("APart.zzz = 1", "it has width, depth, schedule"),
         ("Apart_.width = 1", "no configurable 'Apart_' (did you mean APart?)"),
-        ("a_job.part = @APrt()", "no configurable 'APrt' (did you mean APart?)"),
-        ("a_job.lengths = {'x': [@APrt]}", "no configurable 'APrt' (did you mean APart?)"),
+        ("a_job.part = @APrt()", "no configurable 'APrt' (did you mean APart"),
+        ("a_job.lengths = {'x': [@APrt]}", "no configurable 'APrt' (did you mean APart"),
     ],
 )
 def test_unknown_names(binding, words):
