@@ -345,7 +345,7 @@ def _ask(lookup, selector: str, statement: Statement):
 
 def _unknown_configurable(selector: str, statement: Statement) -> str:
     if selector.removeprefix(_OURS) in _elsewhere:
-        return f"{statement.at}: {_elsewhere[selector.removeprefix(_OURS)]}"
+        return f"{statement.at}: {_elsewhere[selector.removeprefix(_OURS)]}; remove the binding"
     names = [_short(s) for s, _ in gin_config._REGISTRY.items() if not s.startswith("gin.")]
     return (
         f"{statement.at}: no configurable '{selector}'{did_you_mean(nearest(selector, names))}; one of a "
@@ -521,12 +521,17 @@ def _useless(roots: Sequence[str]) -> str:
         if (name := s.key[1].removeprefix(_OURS)) in _elsewhere:
             return f"{s.at}: {_elsewhere[name]}"
     known = [f"{_short(name)}.{p}" for name in found if name != _MACRO for p in _parameters(registry[name])]
-    parts = [
-        f"{s.at} would be read by nothing, since this job uses no {_short(s.key[1])}"
-        + did_you_mean(nearest(s.written, known))
-        for s in lost
-    ]
-    return "; ".join(parts) + "; correct the name, or remove the binding"
+    parts = []
+    for s in lost:
+        if of_another := _elsewhere.get(s.key[1].removeprefix(_OURS)):
+            parts.append(f"{s.at}: {of_another}")
+            continue
+        parts.append(
+            f"{s.at} would be read by nothing, since this job uses no {_short(s.key[1])}"
+            + did_you_mean(nearest(s.written, known))
+        )
+    only_others = all(s.key[1].removeprefix(_OURS) in _elsewhere for s in lost)
+    return "; ".join(parts) + ("; remove the binding" if only_others else "; correct the name, or remove the binding")
 
 
 def _is_registered(selector: str) -> bool:

@@ -143,7 +143,7 @@ class Stored:
         return params
 
     def check_params(self, target, may_lack: Collection[str] = ()) -> dict[str, "Stored"]:
-        """Path -> the checkpoint that holds it, this one or a base; no array is read. Raises UserError as `params`."""
+        """Path -> the checkpoint that holds it, this one or a base; no array is read. Raises as `params` does."""
         holders: dict[str, Stored] = {}
         for layer in self.with_bases():
             for name in layer.shapes("params"):

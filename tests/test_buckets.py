@@ -191,14 +191,13 @@ def test_a_checkpoint_is_there_when_its_last_object_is(bucket):
 def test_what_a_path_needs_is_said_before_anything_is_done(path, says, monkeypatch, capsys):
     monkeypatch.setattr(buckets.importlib.util, "find_spec", lambda name: None)
     infer = ["infer", "--input=a.txt", "--output=b.jsonl"]
-    train = ["train", "--gin_file=models/t5_1_1/mini.gin", "--gin_file=runs/train_npz.gin", "--model_dir=x"]
-    for command in (
+    for argv in (
         [*infer, f"--checkpoint={path}"],
         [*infer, f"--checkpoint=local,{path}"],
-        [*train, f"--gin.NPZ_PATTERN={path}"],
+        ["cache", "--task=mine", "--output_dir=b", f"--gin.TextFiles.train='tsv:{path}'"],
     ):
         configuration.clear()
-        assert cli.main(command) == 2
+        assert cli.main(argv) == 2
         assert says in capsys.readouterr().err
     buckets.check(["http://x", "a: s3://x", {"x": 1, "y": (None, 2.0)}])
 

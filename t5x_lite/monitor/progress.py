@@ -304,9 +304,8 @@ class _Bar:
       share: of the work that is done; None shows a bar that only moves.
     """
 
-    # All bars of a process: rich's display, the file it is on, and how many there are.
+    # All bars of a process: rich's display, and how many there are.
     _display: Any = None
-    _on: TextIO | None = None
     _count = 0
 
     def __init__(self, file: TextIO, text: str, share: float | None):
@@ -316,14 +315,14 @@ class _Bar:
 
         if _Bar._display is None:
             mine = file in (sys.stdout, sys.stderr)
-            _Bar._on = file
             _Bar._display = progress.Progress(
                 progress.BarColumn(bar_width=20),
                 progress.TextColumn("{task.description}", markup=False),
                 console=rich_console.Console(file=file, force_terminal=True, highlight=False, markup=False),
                 auto_refresh=False,  # no thread: the work redraws
-                redirect_stdout=mine,  # what anyone else prints scrolls above the bars instead of cutting through them
-                redirect_stderr=mine,
+                # What anyone else prints scrolls above the bars instead of cutting through them.
+                redirect_stdout=mine and sys.stdout.isatty(),
+                redirect_stderr=mine and sys.stderr.isatty(),
             )
             _Bar._display.start()
         _Bar._count += 1
@@ -352,4 +351,4 @@ class _Bar:
             _Bar._display.remove_task(self._task)
         if not _Bar._count:
             _Bar._display.stop()
-            _Bar._display = _Bar._on = None
+            _Bar._display = None

@@ -49,7 +49,7 @@ MISTAKES = {
     ),
     "another job's parameter": (
         train("--gin.evaluate.checkpoint=3"),
-        "--gin.evaluate.checkpoint: evaluate is of the job eval, and this is train",
+        "--gin.evaluate.checkpoint: evaluate is of the job eval, and this is train; remove the binding",
     ),
     "no equals sign": (["train", "TRAIN_STEPS=5"], "'TRAIN_STEPS=5' is not a flag; did you mean --gin.TRAIN_STEPS=5?"),
     "quotes that the shell took": (
