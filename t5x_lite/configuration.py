@@ -517,9 +517,6 @@ def _useless(roots: Sequence[str]) -> str:
     ]
     if not lost:
         return ""
-    for s in lost:
-        if (name := s.key[1].removeprefix(_OURS)) in _elsewhere:
-            return f"{s.at}: {_elsewhere[name]}"
     known = [f"{_short(name)}.{p}" for name in found if name != _MACRO for p in _parameters(registry[name])]
     parts = []
     for s in lost:
