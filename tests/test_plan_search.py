@@ -150,6 +150,7 @@ def run(*flags):
     )
 
 
+@pytest.mark.slow
 def test_the_best_is_named_as_flags_that_give_it(tmp_path, capsys):
     assert run("--search", f"--json={tmp_path}/best.json") == 0
     out = capsys.readouterr().out

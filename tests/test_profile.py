@@ -12,6 +12,7 @@ def traces(folder):
     return [path.stat().st_size for path in folder.rglob("*.xplane.pb")]
 
 
+@pytest.mark.slow
 def test_a_run_traces_the_steps_it_is_told_to(tmp_path, capsys):
     write_rows(tmp_path / "rows.npz", 40)
     folder = tmp_path / "run"

@@ -73,7 +73,13 @@ def one_device_gradients():
     return gradients(make_trainer())
 
 
-@pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
+# The mesh of all axes stands for the others, which are slow to compile.
+EVERY_MESH = [
+    pytest.param(shape, id=name, marks=() if name == "all" else pytest.mark.slow) for name, shape in MESHES.items()
+]
+
+
+@pytest.mark.parametrize("shape", EVERY_MESH)
 def test_every_mesh_equals_one_device_in_float64(shape):
     """In float64 rounding is out of the way: what is left would be a bug."""
     with jax.enable_x64(True):
@@ -87,10 +93,7 @@ def test_sequence_parallelism_equals_one_device():
         np.testing.assert_allclose(found, one_device_losses(FLOAT64)[:5], rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [pytest.param(shape, id=name, marks=() if name == "all" else pytest.mark.slow) for name, shape in MESHES.items()],
-)
+@pytest.mark.parametrize("shape", EVERY_MESH)
 def test_every_mesh_equals_one_device_in_float32(shape):
     expected, found = one_device_losses(CONFIG), losses(make_trainer(shape))
     np.testing.assert_allclose(found[0, 0], expected[0, 0], rtol=1e-6)

@@ -13,6 +13,8 @@ from t5x_lite.models import Model
 from t5x_lite.partitioning import leaves_by_path as paths
 from t5x_lite.stored import Stored
 
+pytestmark = pytest.mark.slow  # a model is trained for them
+
 FINETUNE = [*MINI, "--gin_file=runs/finetune.gin", "--gin.MIXTURE_OR_TASK_NAME=pydocs_library", "--gin.DECODE=False"]
 
 
@@ -28,7 +30,6 @@ def written(folder):
             "adapters",
             ("_adapter/layer_norm/scale", "_adapter/wi/kernel", "_adapter/wo/kernel", "norm/scale"),
             4 * (32 + 2 * 32 * 16) + 32 * (2 * 2 + 3 * 2 + 2),
-            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -80,7 +81,6 @@ def test_a_run_from_the_pretrained_model_to_its_answers(pretrained, tmp_path, ca
     assert {"input", "prediction", "score"} <= json.loads((tmp_path / "out.jsonl").read_text()).keys()
 
 
-@pytest.mark.slow
 def test_a_prompt_starts_from_the_pretrained_vocabulary(pretrained, tmp_path):
     """With a rate of zero it stays where it started; all parameters are saved when that is asked for."""
     flags = [
@@ -118,7 +118,6 @@ def test_a_mistake_is_one_line_before_anything_is_written(pretrained, tmp_path, 
     assert not folder.exists()
 
 
-@pytest.mark.slow
 def test_answers_need_the_base(pretrained, tmp_path, capsys):
     base, folder = tmp_path / "base", tmp_path / "run"
     shutil.copytree(pretrained, base)
