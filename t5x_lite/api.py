@@ -18,7 +18,7 @@ from t5x_lite import pairs as _pairs
 from t5x_lite.decoding import Decoder
 from t5x_lite.errors import UserError, first_line
 from t5x_lite.finetuning import Trainable
-from t5x_lite.inference import Answer, Answerer, Row, Unusable, check_batch_size
+from t5x_lite.inference import Answer, Answerer, Row, Unusable, check_batch_size, check_prefix, check_vocabulary
 from t5x_lite.losses import Loss
 from t5x_lite.models import Model as PureModel
 from t5x_lite.partitioning import MeshConfig, Partitioner, place
@@ -108,11 +108,7 @@ class Model:
         model, params, meta = checkpoints.load_for_inference(path, step, partitioner)
         if vocabulary is None:
             vocabulary = _vocabulary_of(path, meta)
-        if vocabulary.vocab_size > model.config.vocab_size:
-            raise UserError(
-                f"the vocabulary has {vocabulary.vocab_size} ids, but the model of {path} only "
-                f"{model.config.vocab_size}: give the vocabulary it was trained with (vocabulary=…)"
-            )
+        check_vocabulary(vocabulary, model, path, "give the vocabulary it was trained with (vocabulary=…)")
         answerer = Answerer(
             model, params, vocabulary, partitioner, batch_size, max_input_length, max_target_length, adapts_rows=True
         )
@@ -263,9 +259,7 @@ class Model:
         Raises:
           UserError: there is something at `path`, or nothing can be written there.
         """
-        folder = epath.Path(path)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{path} exists: name a new folder, nothing is written over")
+        folder = run_folder.unwritten(path)
         try:
             if buckets.is_remote(folder):
                 self._write(folder)
@@ -316,15 +310,6 @@ class Model:
                 raise UserError(f"{name} has more tokens than {most}: shorten it, or raise that in Model.load")
             warnings.warn(f"{name} was cut: it has more tokens than {most} of Model.load", TextCut, stacklevel=4)
         return row
-
-
-def check_prefix(prefix: Sequence[int], decoder: Decoder) -> None:
-    """Raises UserError where the prefix leaves no room for an answer."""
-    if len(prefix) >= decoder.max_length:
-        raise UserError(
-            f"decoder_prefix has {len(prefix)} tokens, which leaves none of max_length={decoder.max_length}: shorten "
-            "it, or raise that"
-        )
 
 
 def _vocabulary_of(path: epath.PathLike, meta: dict[str, Any]) -> vocabularies.Vocabulary:

@@ -291,3 +291,31 @@ def check_batch_size(batch_size: int, partitioner: Partitioner, binding: str = "
         raise UserError(
             f"{binding}={batch_size} cannot be divided over {shards} devices: make it a multiple, or change Mesh.shape"
         )
+
+
+def check_vocabulary(vocabulary: Vocabulary, model: Model, path: Any, remedy: str) -> None:
+    """Raises UserError where the vocabulary has ids that the model has no place for.
+
+    Args:
+      path: whose model it is.
+    """
+    if vocabulary.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"the vocabulary has {vocabulary.vocab_size} ids, but the model of {path} only {model.config.vocab_size}: "
+            f"{remedy}"
+        )
+
+
+def check_prefix(
+    prefix: Sequence[int], decoder: decoding.Decoder, binding: str = "decoder_prefix", limit: str = "max_length"
+) -> None:
+    """Raises UserError where the prefix leaves no room for an answer.
+
+    Args:
+      binding, limit: what to blame.
+    """
+    if len(prefix) >= decoder.max_length:
+        raise UserError(
+            f"{binding} has {len(prefix)} tokens, which leaves none of {limit}={decoder.max_length}: shorten it, or "
+            "raise that"
+        )

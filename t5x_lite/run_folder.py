@@ -97,6 +97,11 @@ def new_folder(path: str, binding: str) -> epath.Path:
     """
     if buckets.is_remote(path):
         raise UserError(f"{binding} = {path}: name a local folder, and copy it there when it is whole")
+    return unwritten(path)
+
+
+def unwritten(path: epath.PathLike) -> epath.Path:
+    """The folder, which is not there, or empty. Raises UserError where there is something."""
     folder = epath.Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{path} exists: name a new folder, nothing is written over")

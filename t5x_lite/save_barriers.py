@@ -7,7 +7,6 @@ minutes, until a time-out.
 import collections
 import contextlib
 from collections.abc import Iterator
-from unittest import mock
 
 import orbax.checkpoint as ocp
 
@@ -18,12 +17,16 @@ class Barriers:
     """The barriers of one run's saves, one turn after the other."""
 
     def __init__(self):
-        self.turn = together.Turn("saving", 0)
+        self._start(0)
 
     def next_turn(self) -> together.Turn:
         """Another save begins."""
-        self.turn = together.Turn("saving", self.turn.number + 1)
+        self._start(self.turn.number + 1)
         return self.turn
+
+    def _start(self, number: int) -> None:
+        self.turn = together.Turn("saving", number)
+        self._seen = collections.Counter[str]()  # names of barriers: one may stand for several places
 
     def in_background(self, *, key: str, timeout_ms: int) -> None:
         """For `AsyncOptions.barrier_sync_fn`: Orbax's threads wait before a checkpoint is given its name, and after.
@@ -43,15 +46,18 @@ class Barriers:
         if not together.several():
             yield
             return
-        turn, seen = self.turn, collections.Counter()
 
         def meet(*, key: str, timeout_ms: int) -> None:
             del timeout_ms
-            seen[key] += 1  # one name may stand for several places
-            self._meet(f"{key}/{seen[key]}", turn)
+            self._seen[key] += 1
+            self._meet(f"{key}/{self._seen[key]}", self.turn)
 
-        with mock.patch.object(ocp.multihost, "get_barrier_sync_fn", return_value=meet):
+        own = ocp.multihost.get_barrier_sync_fn
+        ocp.multihost.get_barrier_sync_fn = lambda **_: meet
+        try:
             yield
+        finally:
+            ocp.multihost.get_barrier_sync_fn = own
 
     @staticmethod
     def _meet(key: str, turn: together.Turn) -> None:

@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from npz_runs import write_rows
 
 from t5x_lite import cli, optimizers
 from t5x_lite.errors import UserError
@@ -183,19 +183,8 @@ def no_cache_yet():
 
 
 def test_train_starts_from_a_saved_step(no_cache_yet, tmp_path, capsys):
-    rng, folder = np.random.default_rng(0), tmp_path / "steps"
-    np.savez(
-        tmp_path / "rows.npz",
-        **{
-            name: rng.integers(2, 250, (64, n)).astype(np.int32)
-            for name, n in (
-                ("encoder_input_tokens", 16),
-                ("decoder_input_tokens", 8),
-                ("decoder_target_tokens", 8),
-                ("decoder_loss_weights", 8),
-            )
-        },
-    )
+    folder = tmp_path / "steps"
+    write_rows(tmp_path / "rows.npz", 64, lengths=(16, 8))
     model = ["--gin_file=mesh/cpu8.gin", "--gin.T5Config.emb_dim=32", "--gin.T5Config.mlp_dim=32"]
 
     def steps():

@@ -1,8 +1,6 @@
 """A run's folder as a folder to publish: weights, tokenizer, configuration, and a card that says what the run says."""
 
 import dataclasses
-import functools
-import io
 import json
 import math
 import re
@@ -10,8 +8,8 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
 import yaml
+from hugging_face_folders import sentencepiece_model
 from safetensors.numpy import load_file
 from tiny_models import random_params
 
@@ -46,21 +44,8 @@ MEANING = {
 }
 
 
-@functools.cache
 def vocabulary():
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(["the quick brown fox jumps over the lazy dog", "numbers 1 2 3 4 5"] * 10),
-        model_writer=out,
-        minloglevel=2,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-    )
-    return vocabularies.SentencePieceVocabulary(out.getvalue(), 20)
+    return vocabularies.SentencePieceVocabulary(sentencepiece_model(), 20)
 
 
 def make_run(folder, config=CONFIG, steps=(10, 20)):

@@ -6,8 +6,8 @@ import re
 import shutil
 import subprocess
 
-import numpy as np
 import pytest
+from npz_runs import write_rows
 
 from t5x_lite import cli, monitor
 from t5x_lite.errors import UserError
@@ -27,19 +27,7 @@ MODEL = [
 def folder(tmp_path_factory):
     """Two runs of other learning rates, one of them in two starts; predictions and metrics as evaluation has them."""
     folder = tmp_path_factory.mktemp("runs")
-    rng = np.random.default_rng(0)
-    np.savez(
-        folder / "rows.npz",
-        **{
-            name: rng.integers(2, 250, (64, n)).astype(np.int32)
-            for name, n in (
-                ("encoder_input_tokens", 16),
-                ("decoder_input_tokens", 8),
-                ("decoder_target_tokens", 8),
-                ("decoder_loss_weights", 8),
-            )
-        },
-    )
+    write_rows(folder / "rows.npz", 64, lengths=(16, 8))
 
     def train(name, steps, warmup):
         assert (

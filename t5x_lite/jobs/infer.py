@@ -138,17 +138,9 @@ def infer(
                 "SentencePieceVocabulary.path"
             )
         vocabulary = vocabularies.from_dict(metas[0]["vocabulary"])
-    if vocabulary.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the vocabulary has {vocabulary.vocab_size} ids, but the model of {paths[0]} only "
-            f"{model.config.vocab_size}: infer.vocabulary must be the one it was trained with"
-        )
+    inference.check_vocabulary(vocabulary, model, paths[0], "infer.vocabulary must be the one it was trained with")
     prefix = vocabulary.encode(decoder_prefix or "")
-    if len(prefix) >= decoder.max_length:
-        raise UserError(
-            f"infer.decoder_prefix has {len(prefix)} tokens, which leaves none of Decoder.max_length="
-            f"{decoder.max_length}: shorten it, or raise that"
-        )
+    inference.check_prefix(prefix, decoder, "infer.decoder_prefix", "Decoder.max_length")
     if dry_run:
         count = sum(leaf.size for leaf in jax.tree.leaves(params if len(paths) == 1 else params[0]))
         lines = [partitioner.describe()]

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 import gin
-from t5x_lite import configuration, vocabularies
+from t5x_lite import configuration, console, vocabularies
 from t5x_lite.api import Model
 from t5x_lite.decoding import Decoder
 from t5x_lite.errors import UserError
@@ -110,9 +110,9 @@ def serve(
         model = Model.load(
             checkpoint, vocabulary=vocabulary, mesh=mesh, batch_size=batch_size, max_input_length=max_input_length
         )
-        print(f"serve: {checkpoint}: {model!r}", flush=True)
+        console.show(f"serve: {checkpoint}: {model!r}")
         if dry_run:
-            print(f"serve: would listen on {host}, port {port}")
+            console.show(f"serve: would listen on {host}, port {port}")
             return 0
         server = Server(
             model,
@@ -128,7 +128,7 @@ def serve(
         # The port too: it may have been chosen just now.
         at = listening.getsockname()
         address = f"[{at[0]}]" if ":" in at[0] else at[0]
-        print(f"serve: listening on http://{address}:{at[1]}/ (Ctrl-C stops it)", flush=True)
+        console.show(f"serve: listening on http://{address}:{at[1]}/ (Ctrl-C stops it)")
         asyncio.run(server.run(listening))
     return 0
 

@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 import gin
 from t5x_lite.errors import UserError
 
@@ -54,12 +52,16 @@ class Profiler:
     def before(self, step: int) -> None:
         """`step` is about to be started."""
         if step == self._first:
+            import jax
+
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, state: Any) -> None:
         """`step` was started, and makes `state`."""
         if self._running and step == self._last:
+            import jax
+
             jax.block_until_ready(state)
             self.close()
             self._say(f"steps {self._first} to {self._last} are traced in {self._folder}")
@@ -68,6 +70,8 @@ class Profiler:
         """Ends a trace whose last step was not reached."""
         if self._running:
             self._running = False
+            import jax
+
             jax.profiler.stop_trace()
 
     def __enter__(self):

@@ -9,15 +9,15 @@ import importlib.resources
 import json
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from aiohttp import web
 
-from t5x_lite.api import Model, check_prefix
+from t5x_lite import console
+from t5x_lite.api import Model
 from t5x_lite.decoding import Decoder
 from t5x_lite.errors import UserError, first_line
-from t5x_lite.inference import Row, Unusable
+from t5x_lite.inference import Row, Unusable, check_prefix
 from t5x_lite.serving.batching import Batcher, Full
 from t5x_lite.serving.protocol import Limits, Refused, Request, parse
 
@@ -196,7 +196,7 @@ async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse
         if e.status == 405:
             message = f"{request.path} does not take {request.method}"
     except Exception as e:
-        print(f"serve: error: {type(e).__name__}: {first_line(e)}", file=sys.stderr, flush=True)
+        console.say(f"serve: error: {type(e).__name__}: {first_line(e)}", console.ERROR)
         status, message = 500, f"{type(e).__name__}: {first_line(e)}"
     headers = {"Retry-After": "1"} if status == 503 else {}
     # What is left of a body that was not read would be taken for the next request.

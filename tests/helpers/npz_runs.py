@@ -10,10 +10,10 @@ from t5x_lite import cli, configuration
 TOKENS = 63
 
 
-def write_rows(path, n, poisoned=()):
+def write_rows(path, n, poisoned=(), lengths=(8, 6)):
     """Saves n rows; those in `poisoned` have a token in their targets that no other row has, TOKENS."""
     rng = np.random.default_rng(0)
-    inputs, targets = rng.integers(2, TOKENS, (n, 8)), rng.integers(2, TOKENS, (n, 6))
+    inputs, targets = (rng.integers(2, TOKENS, (n, length)) for length in lengths)
     targets[list(poisoned), 2] = TOKENS
     np.savez(
         path,
